@@ -1,0 +1,1 @@
+"""The DAG, the recipe and the command line."""

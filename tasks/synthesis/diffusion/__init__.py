@@ -1,0 +1,1 @@
+"""Loading, training and sampling latent diffusion models in the Stable Diffusion layout."""

@@ -1,0 +1,108 @@
+"""Track a long step: a bar on the terminal, lines in a log, a progress artifact on Prefect's page."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+LINE_SECONDS = 15.0
+ARTIFACT_SECONDS = 5.0
+
+_lock = threading.Lock()
+_open: dict[str, "_Bar"] = {}
+_display: Progress | None = None
+
+
+class _Rate(ProgressColumn):
+    """Items per second and time left."""
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        rate = task.speed or task.finished_speed or 0.0
+        return Text(f"{rate:6.1f} {task.fields['unit']}/s   {'--' if left is None else int(left)} s left", style="cyan")
+
+
+class _Bar:
+    """One long step: counts items and tells whoever watches."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.count = 0
+        self.start = self.last_line = self.last_artifact = time.monotonic()
+        self.artifact: UUID | None = None
+        self.task = None if _display is None else _display.add_task(what, total=total, unit=unit)
+        if FlowRunContext.get() is not None:
+            made = create_progress_artifact(0.0, key=_artifact_key(what), description=self.line())
+            self.artifact = made if isinstance(made, UUID) else None
+
+    def line(self) -> str:
+        """Where the step stands, in one line."""
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        rate = self.count / seconds
+        left = f"{(self.total - self.count) / rate:.0f} s left" if rate else "time left unknown"
+        return f"{self.what}: {self.count}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left}"
+
+    def advance(self, count: int, *, last: bool = False) -> None:
+        """Count `count` more items."""
+        now = time.monotonic()
+        self.count += count
+        if _display is not None and self.task is not None:
+            _display.update(self.task, completed=self.count)
+        elif now - self.last_line > LINE_SECONDS:
+            self.last_line = now
+            print(self.line(), file=sys.stderr, flush=True)
+        if self.artifact is not None and (last or now - self.last_artifact > ARTIFACT_SECONDS):
+            self.last_artifact = now
+            percent = 100.0 * self.count / max(self.total, 1)
+            update_progress_artifact(self.artifact, progress=min(percent, 100.0), description=self.line())
+
+
+@contextmanager
+def display() -> Iterator[None]:
+    """Draw bars on standard error while inside, if that is a terminal; else tracked steps print lines."""
+    global _display
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), _Rate())
+    with Progress(*columns, console=console) as progress:
+        _display = progress
+        try:
+            yield
+        finally:
+            _display = None
+
+
+@contextmanager
+def track(what: str, total: int, unit: str = "images") -> Iterator[None]:
+    """Open the bar of a long step of `total` items; `advance(what, n)` moves it from any thread."""
+    bar = _Bar(what, total, unit)
+    with _lock:
+        _open[what] = bar
+    try:
+        yield
+    finally:
+        with _lock:
+            del _open[what]
+            bar.advance(0, last=True)
+
+
+def advance(what: str, count: int) -> None:
+    """Count `count` more items of the step `what`. Does nothing where no bar is open in this process."""
+    with _lock:
+        bar = _open.get(what)
+        if bar is not None:
+            bar.advance(count)
+
+
+def _artifact_key(what: str) -> str:
+    return "progress-" + "".join(c if c.isalnum() else "-" for c in what.lower())
