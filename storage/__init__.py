@@ -1,1 +1,1 @@
-"""Where datasets live: records, keys, and an fsspec store that writes once. Imports neither Prefect nor torch."""
+"""Where datasets live: records, keys, a store that writes once. Imports neither Prefect nor torch."""

@@ -12,7 +12,7 @@ Glossary:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -182,3 +182,31 @@ def sample_schema(score_names: list[str]) -> pa.Schema:
 
 
 Counts = Mapping[str, int]
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How a table is written as Parquet everywhere: options of `pyarrow.parquet.ParquetWriter`.
+
+    PNG bytes stay as they are (they do not compress again, and zstd costs six times the time); all else is
+    zstd. Dictionaries only for text that repeats. Page index and checksums for readers that seek and check.
+    """
+    leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
+    pixels = {f"{field.name}.bytes" for field in schema if field.type == IMAGE}
+    repeating = {"label", "organ", "dataset", "split", "verdict", "licence", "background_kind", "base_digest"}
+    return {
+        "compression": {leaf: "NONE" if leaf in pixels else "ZSTD" for leaf in leaves},
+        "use_dictionary": sorted(repeating & set(schema.names)) or False,
+        # Statistics of pixels would put whole images into the footer.
+        "write_statistics": [leaf for leaf in leaves if leaf not in pixels],
+        "write_page_index": True,
+        "write_page_checksum": True,
+    }
+
+
+def _leaves(path: str, kind: pa.DataType) -> list[str]:
+    if pa.types.is_struct(kind):
+        children = [kind.field(i) for i in range(kind.num_fields)]
+        return [leaf for child in children for leaf in _leaves(f"{path}.{child.name}", child.type)]
+    if pa.types.is_list(kind):
+        return _leaves(f"{path}.list.element", kind.value_type)
+    return [path]

@@ -17,11 +17,15 @@ class Plan(Record):
     Sample 17 is the same whatever `samples` is, so asking for 500 more makes 500.
     """
 
-    samples: int = Field(96, ge=1, le=10_000_000, description="Samples to plan; fewer are kept.")
+    samples: int = Field(default=96, ge=1, le=10_000_000, description="Samples to plan; fewer are kept.")
     labels: dict[str, float] = Field(
-        {"benign": 0.5, "malignant": 0.5}, min_length=1, description="Share of each label; scaled to sum to 1."
+        default={"benign": 0.5, "malignant": 0.5},
+        min_length=1,
+        description="Share of each label; scaled to sum to 1.",
     )
-    shard: int = Field(16, ge=1, le=4096, description="Samples a shard: the unit of work, of resume and of loss.")
+    shard: int = Field(
+        default=16, ge=1, le=4096, description="Samples a shard: the unit of work, of resume and of loss."
+    )
 
     @field_validator("labels")
     @classmethod
@@ -66,5 +70,5 @@ def planned(plan: Plan, seed: int, indices: Iterable[int]) -> list[Planned]:
         point = (index + 0.5) * GOLDEN % 1.0 * edges[-1]
         label = names[int(np.searchsorted(edges, point, side="right"))]
         sample_seed = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint32)[0])
-        out.append(Planned(f"{index:08d}", index, label, sample_seed))
+        out.append(Planned(f"syn-{index:08d}", index, label, sample_seed))
     return out

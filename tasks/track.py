@@ -3,12 +3,12 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
@@ -27,19 +27,22 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         left = task.time_remaining
         rate = task.speed or task.finished_speed or 0.0
-        return Text(f"{rate:6.1f} {task.fields['unit']}/s   {'--' if left is None else int(left)} s left", style="cyan")
+        return Text(
+            f"{rate:6.1f} {task.fields['unit']}/s   {'--' if left is None else int(left)} s left",
+            style="cyan",
+        )
 
 
 class _Bar:
     """One long step: counts items and tells whoever watches."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: float, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.count = 0
+        self.count = 0.0
         self.start = self.last_line = self.last_artifact = time.monotonic()
         self.artifact: UUID | None = None
         self.task = None if _display is None else _display.add_task(what, total=total, unit=unit)
-        if FlowRunContext.get() is not None:
+        if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
             made = create_progress_artifact(0.0, key=_artifact_key(what), description=self.line())
             self.artifact = made if isinstance(made, UUID) else None
 
@@ -48,9 +51,9 @@ class _Bar:
         seconds = max(time.monotonic() - self.start, 1e-9)
         rate = self.count / seconds
         left = f"{(self.total - self.count) / rate:.0f} s left" if rate else "time left unknown"
-        return f"{self.what}: {self.count}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left}"
+        return f"{self.what}: {self.count:.0f}/{self.total:.0f} {self.unit}, {rate:.1f} {self.unit}/s, {left}"
 
-    def advance(self, count: int, *, last: bool = False) -> None:
+    def advance(self, count: float, *, last: bool = False) -> None:
         """Count `count` more items."""
         now = time.monotonic()
         self.count += count
@@ -66,7 +69,7 @@ class _Bar:
 
 
 @contextmanager
-def display() -> Iterator[None]:
+def display() -> Generator[None]:
     """Draw bars on standard error while inside, if that is a terminal; else tracked steps print lines."""
     global _display
     console = Console(stderr=True)
@@ -83,7 +86,7 @@ def display() -> Iterator[None]:
 
 
 @contextmanager
-def track(what: str, total: int, unit: str = "images") -> Iterator[None]:
+def track(what: str, total: float, unit: str = "images") -> Generator[None]:
     """Open the bar of a long step of `total` items; `advance(what, n)` moves it from any thread."""
     bar = _Bar(what, total, unit)
     with _lock:
@@ -96,7 +99,7 @@ def track(what: str, total: int, unit: str = "images") -> Iterator[None]:
             bar.advance(0, last=True)
 
 
-def advance(what: str, count: int) -> None:
+def advance(what: str, count: float) -> None:
     """Count `count` more items of the step `what`. Does nothing where no bar is open in this process."""
     with _lock:
         bar = _open.get(what)

@@ -168,8 +168,7 @@ def _check_component(folder: Path, component: str, weights: str, name: str) -> N
     found = config.get("_class_name") or next(iter(_list(config.get("architectures"))), None)
     if found is not None and found != _CLASSES[component]:
         raise ValueError(
-            f"base {name!r}: its {component} is a {found}, another architecture; "
-            f"expected a {_CLASSES[component]}"
+            f"base {name!r}: its {component} is a {found}, another architecture; expected a {_CLASSES[component]}"
         )
     stem = weights.removesuffix(".safetensors")
     if any(folder.glob(f"{stem}*.safetensors")):
@@ -224,9 +223,7 @@ def _fetch(url: str) -> Path:
     }
     if not wanted:
         raise ValueError(f"base {url!r}: nothing is there; expected {_LAYOUT}")
-    identity = sorted(
-        [key, info["size"], str(info.get("ETag") or info.get("mtime"))] for key, info in wanted.items()
-    )
+    identity = sorted([key, info["size"], str(info.get("ETag") or info.get("mtime"))] for key, info in wanted.items())
     target = _cache_folder() / hashlib.sha256(json.dumps([url, identity]).encode()).hexdigest()[:32]
     if target.is_dir():
         return target

@@ -1,0 +1,218 @@
+"""Recipe: the typed parameters of one dataset, composed of the components' own `Params`."""
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from storage.keys import canonical_json
+from storage.records import Record
+from tasks.formats import FORMATS
+from tasks.plan import Plan
+from tasks.quality import IMAGE_SCORES, SET_SCORES
+from tasks.quality.curate import GateParams, Threshold
+from tasks.screening.screen import ScreenParams
+from tasks.sources import SourceParams
+from tasks.synthesis import StageParams
+from tasks.train import JudgesParams, LoraParams
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read: the message names each field, what was found and what is valid."""
+
+
+class Runner(Record):
+    """Where shards run. Never changes a byte of the dataset, so it is no part of the recipe's digest."""
+
+    workers: int = Field(default=1, ge=1, le=64, description="Shards in flight at once. One per GPU; 1 on a CPU.")
+
+
+class Recipe(Record):
+    """One dataset: what it is made from, how, and what is good enough to publish."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$", description="Name of the dataset in the store.")
+    description: str = Field(default="", description="One or two sentences for the dataset card.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random; each sample derives its own.")
+    source: SourceParams = Field(description="Where the real scans come from.")
+    screen: ScreenParams = Field(default=ScreenParams(), description="How scans are fitted, checked and split.")
+    base: str = Field(
+        default="embedded",
+        description="Base model in diffusers' Stable Diffusion layout: 'embedded', a folder, an s3:// URL or a hub id.",
+    )
+    lora: LoraParams = Field(default=LoraParams(), description="LoRA fine-tuning, one adapter a label.")
+    judges: JudgesParams = Field(default=JudgesParams(), description="Training of the networks that score.")
+    plan: Plan = Field(description="How many samples, of which labels, in shards of what size.")
+    stages: list[StageParams] = Field(min_length=1, description="Stages of the synthesis, in order.")
+    image_scores: list[str] = Field(default=list(IMAGE_SCORES), description="Scores of each image.")
+    set_scores: list[str] = Field(default=list(SET_SCORES), description="Scores of the whole set.")
+    curate: list[Threshold] = Field(default=[], description="What an image must reach to be kept.")
+    gate: GateParams = Field(default=GateParams(), description="What the kept set must reach to be published.")
+    formats: list[str] = Field(default=list(FORMATS), description="Export formats.")
+    runner: Runner = Field(default=Runner(), description="Where shards run.")
+
+    @field_validator("image_scores", "set_scores", "formats")
+    @classmethod
+    def _names_exist(cls, names: list[str], info: Any) -> list[str]:
+        tables: dict[str, Sequence[str]] = {
+            "image_scores": list(IMAGE_SCORES),
+            "set_scores": list(SET_SCORES),
+            "formats": list(FORMATS),
+        }
+        valid = tables[info.field_name]
+        for name in names:
+            if name not in valid:
+                raise ValueError(f"unknown name {name!r}; {_nearest(name, valid)}")
+        if info.field_name == "formats" and "parquet" not in names:
+            raise ValueError("'parquet' is missing; every version holds Parquet, other formats come beside it")
+        return names
+
+    @model_validator(mode="after")
+    def _thresholds_are_scored(self) -> "Recipe":
+        for threshold in self.curate:
+            if threshold.score not in self.image_scores:
+                raise ValueError(f"curate: score {threshold.score!r} is not among image_scores {self.image_scores}")
+        return self
+
+    def published(self) -> dict[str, object]:
+        """All that decides the dataset's bytes, as plain data: not where it runs, nor where its scans lie."""
+        return self.model_dump(mode="json", exclude={"runner": True, "source": {"root"}})
+
+    def digest(self) -> str:
+        """Digest of what is published."""
+        return hashlib.sha256(canonical_json(self.published())).hexdigest()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file (or the name of one of ours: demo, breast_staged), apply `path.to.field=value`.
+
+    Raises:
+        RecipeError: no such file, not YAML, or fields that are unknown, missing or out of range.
+    """
+    file = Path(path)
+    if not file.is_file() and (RECIPES / f"{path}.yaml").is_file():
+        file = RECIPES / f"{path}.yaml"
+    if not file.is_file():
+        ours = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        raise RecipeError(f"no recipe at {path}; give a YAML file, or one of ours: {', '.join(ours)}")
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{file} holds {type(raw).__name__}; expected a mapping of recipe fields")
+    content = cast(dict[str, Any], raw)
+    for text in overrides:
+        override(content, text)
+    return parse(content)
+
+
+def parse(content: Mapping[str, Any]) -> Recipe:
+    """A `Recipe` from plain data, with errors a person can act on."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def override(content: dict[str, Any], text: str) -> None:
+    """Change one field of plain recipe content: "path.to.field=value", the value read as YAML.
+
+    >>> content = {"plan": {"samples": 96}}
+    >>> override(content, "plan.samples=8")
+    >>> content
+    {'plan': {'samples': 8}}
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {text!r}: expected path.to.field=value, for example plan.samples=32")
+    *parents, last = path.split(".")
+    node: Any = content
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_position(cast(list[Any], node), part, text)]
+        else:
+            node = node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise RecipeError(f"--set {text!r}: {part} is a plain value, it has no fields")
+    if isinstance(node, list):
+        node[_position(cast(list[Any], node), last, text)] = yaml.safe_load(value)
+    else:
+        node[last] = yaml.safe_load(value)
+
+
+def _position(items: list[Any], part: str, text: str) -> int:
+    """Place of a list item given by number, or by the `stage` or `score` it is about."""
+    for position, item in enumerate(items):
+        if isinstance(item, dict) and part in (item.get("stage"), item.get("score")):
+            return position
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    raise RecipeError(f"--set {text!r}: no item {part!r} among {len(items)}; use its number, stage or score")
+
+
+def _explain(detail: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    match detail["type"]:
+        case "extra_forbidden":
+            name = str(detail["loc"][-1])
+            return f"{where}: unknown field; {_nearest(name, _fields_at(detail['loc'][:-1]))}"
+        case "missing":
+            return f"{where}: missing; the recipe must give it"
+        case "union_tag_invalid":
+            context = detail.get("ctx", {})
+            valid = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",")]
+            found = str(context.get("tag", ""))
+            return f"{where}.{_tag(context)}: unknown name {found!r}; {_nearest(found, valid)}"
+        case "union_tag_not_found":
+            return f"{where}: {_tag(detail.get('ctx', {}))} is missing; it says which kind this is"
+        case _:
+            return f"{where or 'recipe'}: {detail['msg']}; found {str(detail['input'])[:80]!r}"
+
+
+def _tag(context: Mapping[str, Any]) -> str:
+    return str(context.get("discriminator", "kind")).strip("'")
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"valid: {', '.join(valid)}"
+
+
+def _fields_at(loc: Sequence[int | str]) -> list[str]:
+    """Fields of the model that a pydantic error location points into; tags of unions are steps of it too."""
+    models: list[type[BaseModel]] = [Recipe]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        inner = [
+            found
+            for model in models
+            if part in model.model_fields
+            for found in _models(model.model_fields[part].annotation)
+        ]
+        tagged = [model for model in models if part in _tags(model)]
+        models = tagged or inner or models
+    return sorted({field for model in models for field in model.model_fields})
+
+
+def _tags(model: type[BaseModel]) -> set[str]:
+    return {
+        str(tag) for name in ("dataset", "stage") if name in model.model_fields
+        for tag in get_args(model.model_fields[name].annotation)
+    }  # fmt: skip
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    arguments = get_args(annotation.__value__ if hasattr(annotation, "__value__") else annotation)
+    if hasattr(annotation, "__metadata__"):
+        arguments = arguments[:1]
+    return [model for argument in arguments for model in _models(argument)]

@@ -1,0 +1,43 @@
+"""Reuse what a step already made: the resume, the cache and the incremental rebuild, in one function."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from pydantic import BaseModel
+
+from storage import keys, steps
+from storage.records import Record, Ref
+from storage.store import Store
+
+
+class Done(Record):
+    """How one step ended: what it made, whether that was there already, and the seconds it took."""
+
+    step: str
+    ref: Ref
+    reused: bool
+    seconds: float
+
+
+def reuse(
+    store: Store,
+    step: str,
+    algorithm: int,
+    params: Mapping[str, object] | BaseModel,
+    inputs: Sequence[str],
+    make: Callable[[str], Ref],
+) -> Done:
+    """Return what `step` made from these `params` and `inputs` before, or call `make(key)` and record it.
+
+    Args:
+        algorithm: the version of the step's code; raise it when the same inputs give other bytes.
+        inputs: digests of everything the step reads.
+        make: writes the step's files under `keys.step_file(step, key, ...)` and returns their `Ref`.
+    """
+    start = time.perf_counter()
+    key = keys.step_key(step, algorithm, params, inputs)
+    ref = steps.find(store, step, key)
+    if ref is not None:
+        return Done(step=step, ref=ref, reused=True, seconds=time.perf_counter() - start)
+    ref = steps.finish(store, step, key, make(key))
+    return Done(step=step, ref=ref, reused=False, seconds=time.perf_counter() - start)

@@ -1,0 +1,84 @@
+"""Splits by group: stratified, the same for the same seed, and hardly moved by new groups."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from storage.records import SPLITS, Split
+
+
+def split_by_group(
+    groups: Sequence[str],
+    labels: Sequence[str],
+    fractions: Mapping[Split, float],
+    seed: int,
+    fixed: Mapping[str, Split] | None = None,
+) -> dict[str, Split]:
+    """The split of every group, near `fractions` of the images of each label.
+
+    Within a stratum (the label most of a group's images carry) groups stand in the order of a seeded hash of their
+    name and the fractions cut that order, so a group added or taken away moves only those at the cuts. A stratum
+    of three groups or more reaches every split whose fraction is above zero.
+
+    Args:
+        groups: name of the group of each image.
+        labels: label of each image.
+        fractions: share of each split; they sum to 1.
+        seed: another seed, another order.
+        fixed: splits already decided, such as the source's own; their groups keep them.
+
+    Raises:
+        ValueError: the fractions do not sum to 1, or one is negative.
+    """
+    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
+        raise ValueError(f"split fractions are {dict(fractions)}; they must be 0 or more and sum to 1")
+    decided = dict(fixed or {})
+    found: dict[str, Counter[str]] = {}
+    for group, label in zip(groups, labels, strict=True):
+        found.setdefault(group, Counter())[label] += 1
+    strata: dict[str, list[str]] = {}
+    for group, counts in found.items():
+        if group not in decided:
+            strata.setdefault(max(counts, key=lambda label: (counts[label], label)), []).append(group)
+    splits = {group: split for group, split in decided.items() if group in found}
+    for members in strata.values():
+        ordered = sorted(members, key=lambda group: _rank(group, seed))
+        splits |= _cut(ordered, {group: found[group].total() for group in members}, fractions)
+    return splits
+
+
+def _rank(group: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}\0{group}".encode()).hexdigest()
+
+
+def _cut(ordered: Sequence[str], sizes: Mapping[str, int], fractions: Mapping[Split, float]) -> dict[str, Split]:
+    """Cut an order of groups where the cumulated images pass the fractions, held-out splits first."""
+    wanted = [split for split in reversed(SPLITS) if fractions.get(split, 0) > 0]
+    total, before, splits = sum(sizes.values()), 0, dict[str, Split]()
+    for place, group in enumerate(ordered):
+        middle = (before + sizes[group] / 2) / total
+        before += sizes[group]
+        passed = 0.0
+        chosen = wanted[-1]
+        for split in wanted:
+            passed += fractions[split]
+            if middle < passed:
+                chosen = split
+                break
+        if len(ordered) >= len(SPLITS):
+            chosen = _reaching_all(place, len(ordered), chosen, list(splits.values()), wanted)
+        splits[group] = chosen
+    return splits
+
+
+def _reaching_all(
+    place: int, count: int, chosen: Split, given: Sequence[Split], wanted: Sequence[Split]
+) -> Split:
+    """`chosen`, unless an earlier split would stay empty or too few groups would be left for the later ones."""
+    empty = next((split for split in wanted if split not in given), None)
+    if empty is not None and wanted.index(chosen) > wanted.index(empty):
+        return empty
+    later = len(wanted) - 1 - wanted.index(chosen)
+    if chosen in given and count - place <= later:
+        return wanted[wanted.index(chosen) + 1]
+    return chosen

@@ -1,0 +1,250 @@
+"""Train: one LoRA adapter a label, the judges that score, and the critic that picks candidates."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from prefect import task
+from pydantic import Field
+
+from storage import keys
+from storage.records import Record, Ref
+from storage.store import Store
+from tasks import plan as planning
+from tasks import track
+from tasks.ingest import KeptScan, kept_scans
+from tasks.quality import classifier, critic, segmenter
+from tasks.quality.classifier import Params as ClassifierParams
+from tasks.quality.detector import Params as DetectorParams
+from tasks.quality.judge import Judge, Pictures
+from tasks.quality.segmenter import Params as SegmenterParams
+from tasks.reuse import Done, reuse
+from tasks.synthesis import Draft, StageParams, Tools
+from tasks.synthesis.diffusion import base as bases
+from tasks.synthesis.diffusion import lora
+from tasks.synthesis.diffusion.lora import LoraParams
+from tasks.synthesize import apply_stages, donors_of, drafts_of
+
+ADAPTER_ALGORITHM = 1
+JUDGE_ALGORITHM = 1
+CRITIC_ALGORITHM = 1
+ADAPTER, CRITIC = "train-adapter", "train-critic"
+
+JudgeName = Literal["classifier", "segmenter"]
+JUDGES: tuple[JudgeName, ...] = ("classifier", "segmenter")
+
+
+class CriticParams(Record):
+    """The critic and what it learns from."""
+
+    generated: int = Field(
+        default=96, ge=10, le=100_000, description="Trial samples it learns to tell from real lesions."
+    )
+    training: critic.Params = Field(default=critic.Params(), description="How it is trained.")
+
+
+class JudgesParams(Record):
+    """Training of the networks that score; all of them see the training split alone."""
+
+    classifier: ClassifierParams = Field(default=ClassifierParams(), description="Label of an image.")
+    segmenter: SegmenterParams = Field(default=SegmenterParams(), description="Lesion mask of an image.")
+    detector: DetectorParams = Field(default=DetectorParams(), description="Real or synthetic, out of fold.")
+    critic: CriticParams | None = Field(
+        CriticParams(),
+        description="Vision Transformer that picks among candidates; null: the first is taken.",
+    )
+
+
+class StoredCheckpoints:
+    """Checkpoints of a training run in the store, so that another machine can go on where this one died."""
+
+    def __init__(self, store: Store, step: str, key: str) -> None:
+        self._store, self._prefix = store, keys.step_file(step, key, "checkpoints")
+
+    def save(self, step: int, state: bytes) -> None:
+        """Keep `state` after training step `step`, and forget the one before it."""
+        previous = self._store.list(self._prefix)
+        self._store.put(f"{self._prefix}/{step:08d}.safetensors", state)
+        for key in previous:
+            self._store.delete(key)
+
+    def latest(self) -> tuple[int, bytes] | None:
+        """The last step saved and its state, None where there is none."""
+        found = self._store.list(self._prefix)
+        if not found:
+            return None
+        last = found[-1]
+        return int(last.rsplit("/", 1)[1].split(".")[0]), self._store.read(last)
+
+    def clear(self) -> None:
+        """Forget them all: training has finished."""
+        for key in self._store.list(self._prefix):
+            self._store.delete(key)
+
+
+@task(name="train adapter", task_run_name="train adapter {label}")
+def train_adapter(store_url: str, scans: Ref, base: str, params: LoraParams, label: str, seed: int) -> Done:
+    """Fine-tune a LoRA adapter on the training scans of `label`; the Ref is its safetensors file."""
+    store = Store(store_url)
+    step = f"train adapter {label}"
+    digest = bases.digest(bases.locate(base))
+
+    def make(key: str) -> Ref:
+        kept = [scan for scan in kept_scans(store, scans) if scan.label == label and scan.mask is not None]
+        examples, held_out = _examples(kept, "train"), _examples(kept, "val")
+        if not examples:
+            raise ValueError(
+                f"no training scan of label {label!r} with a mask, but the recipe plans samples of it; "
+                "take the label out of plan.labels, or add scans of it"
+            )
+        checkpoints = StoredCheckpoints(store, ADAPTER, key)
+        with track.track(step, params.steps * params.batch):
+            adapter = lora.train(
+                bases.load(base),
+                examples,
+                held_out,
+                kept[0].organ,
+                params,
+                seed,
+                checkpoints,
+                lambda images: track.advance(step, images),
+            )
+        file = keys.step_file(ADAPTER, key, "pytorch_lora_weights.safetensors")
+        store.put(file, adapter.weights)
+        store.put(keys.step_file(ADAPTER, key, "curve.json"), json.dumps(adapter.curve).encode())
+        checkpoints.clear()
+        counts = {"examples": len(examples), "held out": len(held_out), "best step": adapter.best_step}
+        return Ref(key=file, sha256=_sha256(adapter.weights), rows=len(examples), counts=counts)
+
+    described = {"lora": params.model_dump(mode="json"), "label": label, "seed": seed}
+    return reuse(store, ADAPTER, ADAPTER_ALGORITHM, described, [scans.sha256, digest], make)
+
+
+@task(name="train judge", task_run_name="train {name}")
+def train_judge(store_url: str, scans: Ref, name: JudgeName, params: JudgesParams, seed: int) -> Done:
+    """Train the classifier or the segmenter on the training split; the Ref is its safetensors file."""
+    store = Store(store_url)
+    step = f"train-{name}"
+    own = params.classifier if name == "classifier" else params.segmenter
+
+    def make(key: str) -> Ref:
+        kept = kept_scans(store, scans)
+        examples, held_out = pictures_of(kept, "train"), pictures_of(kept, "val")
+        with track.track(step, own.steps, "steps"):
+            moved = partial(track.advance, step)
+            if name == "classifier":
+                judge = classifier.train(examples, held_out, params.classifier, seed, moved)
+            else:
+                judge = segmenter.train(examples, held_out, params.segmenter, seed, moved)
+        return _stored(store, step, key, judge, len(examples))
+
+    described = {"params": own.model_dump(mode="json"), "seed": seed}
+    return reuse(store, step, JUDGE_ALGORITHM, described, [scans.sha256], make)
+
+
+@task(name="train critic")
+def train_critic(
+    store_url: str,
+    scans: Ref,
+    base: str,
+    adapters: Mapping[str, Ref],
+    stages: list[StageParams],
+    seed: int,
+    params: CriticParams | None,
+) -> Done:
+    """Train the Vision Transformer that picks candidates: real lesions against generated ones.
+
+    Both come from the training split: the stages run, without a critic, into its healthy scans. The Ref has no
+    rows where the recipe trains no critic, or no stage would ask it.
+    """
+    store = Store(store_url)
+    digest = bases.digest(bases.locate(base))
+
+    def make(key: str) -> Ref:
+        if params is None:
+            return Ref(key=keys.step_file(CRITIC, key, "none"), sha256=_sha256(b""))
+        kept = kept_scans(store, scans)
+        plan = planning.Plan(samples=params.generated, labels=dict.fromkeys(sorted(adapters), 1.0))
+        # Seeds of their own, so that no candidate of the dataset is one that the critic has seen.
+        drafts = drafts_of(kept, planning.planned(plan, seed + 1, range(plan.samples)))
+        with track.track(CRITIC, plan.samples):
+            made = apply_stages(
+                drafts,
+                stages,
+                Tools(
+                    base=bases.load(base),
+                    adapters={label: store.read(ref.key) for label, ref in adapters.items()},
+                    donors=donors_of(kept),
+                    advance=lambda count: track.advance(CRITIC, count / len(stages)),
+                ),
+            )
+        generated = pictures_of_drafts(made)
+        lesions = pictures_of(kept, "train").with_labels(adapters)
+        held_out = pictures_of(kept, "val").with_labels(adapters)
+        # The generated lesions held out: by background, a fifth of them.
+        unseen = np.array([int(_sha256(group.encode()), 16) % 5 == 0 for group in generated.groups], np.bool_)
+        pair = held_out, generated.select(unseen)
+        judge = critic.train(lesions, generated.select(~unseen), pair, params.training, seed)
+        return _stored(store, CRITIC, key, judge, len(generated))
+
+    described: dict[str, object] = {
+        "params": None if params is None else params.model_dump(mode="json"),
+        "stages": [stage.model_dump(mode="json") for stage in stages],
+        "seed": seed,
+    }
+    inputs = [scans.sha256, digest, *(f"{label}={adapters[label].sha256}" for label in sorted(adapters))]
+    return reuse(store, CRITIC, CRITIC_ALGORITHM, described, inputs, make)
+
+
+def pictures_of(kept: Sequence[KeptScan], *splits: str) -> Pictures:
+    """The scans of these splits as the judges take them; blank masks where a scan has none."""
+    chosen = [scan for scan in kept if scan.split in splits]
+    px = kept[0].image.shape[0] if kept else 0
+    blank = np.zeros((px, px), np.bool_)
+    return Pictures(
+        images=np.stack([scan.image for scan in chosen]) if chosen else np.zeros((0, px, px), np.uint8),
+        masks=np.stack([blank if scan.mask is None else scan.mask for scan in chosen])
+        if chosen
+        else np.zeros((0, px, px), np.bool_),
+        labels=[scan.label for scan in chosen],
+        groups=[scan.group for scan in chosen],
+    )
+
+
+def pictures_of_drafts(drafts: Sequence[Draft]) -> Pictures:
+    """The drafts that were made, as the judges take them.
+
+    Raises:
+        ValueError: none was made; with the first reason.
+    """
+    made = [(draft, draft.mask) for draft in drafts if draft.failure is None and draft.mask is not None]
+    if not made:
+        raise ValueError(f"none of {len(drafts)} trial samples could be made; the first failed: {drafts[0].failure}")
+    return Pictures(
+        images=np.stack([draft.image for draft, _ in made]),
+        masks=np.stack([mask for _, mask in made]),
+        labels=[draft.label for draft, _ in made],
+        groups=[draft.group for draft, _ in made],
+    )
+
+
+def _examples(kept: Sequence[KeptScan], split: str) -> list[lora.Example]:
+    return [
+        lora.Example(image=scan.image, mask=scan.mask, label=scan.label)
+        for scan in kept
+        if scan.split == split and scan.mask is not None and scan.mask.any()
+    ]
+
+
+def _stored(store: Store, step: str, key: str, judge: Judge, rows: int) -> Ref:
+    file = keys.step_file(step, key, "weights.safetensors")
+    store.put(file, judge.weights)
+    store.put(keys.step_file(step, key, "report.json"), json.dumps(judge.report, sort_keys=True).encode())
+    return Ref(key=file, sha256=judge.digest, rows=rows)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

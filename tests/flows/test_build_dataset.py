@@ -1,0 +1,227 @@
+"""The whole path on tiny phantoms and a tiny random base: what is published, reused, resumed and refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from flows.build_dataset import BuildResult, build_dataset
+from flows.recipe import Recipe, parse
+from storage.images import decode_grey, decode_mask
+from storage.store import Store
+from storage.versions import list_versions, open_manifest, pull, verify
+from tasks.export import GateError
+from tests.fakes.base import make_base
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+SHARDS = 3
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe that runs in seconds: random weights, so its pictures are noise; everything else is real."""
+    base = make_base(tmp_path_factory.mktemp("base"), channels=9)
+    return {
+        "name": "tiny",
+        "seed": 3,
+        "source": {"dataset": "phantom", "count": 40, "px": 64},
+        "screen": {"px": 64},
+        "base": str(base),
+        "lora": {"steps": 4, "warmup": 1, "batch": 2, "validate_every": 2, "checkpoint_every": 2, "rank": 2},
+        "judges": {
+            "classifier": {"steps": 4},
+            "segmenter": {"steps": 4},
+            "detector": {"steps": 4},
+            "critic": {"generated": 10, "training": {"steps": 4}},
+        },
+        "plan": {"samples": 12, "shard": 4},
+        "stages": [{"stage": "layout"}, {"stage": "lesion", "steps": 2}, {"stage": "harmonize", "steps": 2}],
+        "curate": [{"score": "lesion_contrast", "min": 0.05}],
+    }
+
+
+@pytest.fixture(scope="session")
+def built(
+    tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, prefect_server: None
+) -> tuple[Path, BuildResult]:
+    """The store and the result of an undisturbed build of `tiny`."""
+    store = tmp_path_factory.mktemp("store")
+    return store, build_dataset(recipe=parse(tiny), store=str(store))
+
+
+@pytest.fixture
+def copied(built: tuple[Path, BuildResult], tmp_path: Path) -> Path:
+    """A copy of the built store, to change."""
+    return Path(shutil.copytree(built[0], tmp_path / "store"))
+
+
+def test_counts_add_up_and_the_version_is_whole(built: tuple[Path, BuildResult]) -> None:
+    root, result = built
+    assert result.planned == 12 == result.kept + sum(result.rejected.values()) + result.failed
+    assert (result.version, result.up_to_date) == (1, False)
+    store = Store(str(root))
+    assert verify(store, open_manifest(store, "tiny@latest")) == []
+    assert Path(result.uri).is_file()
+
+
+def test_a_second_build_is_up_to_date_and_makes_nothing(copied: Path, tiny: dict[str, Any], built: Any) -> None:
+    again = build_dataset(recipe=parse(tiny), store=str(copied))
+    assert again.up_to_date
+    assert (again.version, again.digest) == (1, built[1].digest)
+    assert again.reused["synthesize"] == SHARDS
+    assert set(again.reused) == set(again.seconds)
+
+
+def test_a_new_threshold_reuses_everything_up_to_scoring(copied: Path, tiny: dict[str, Any]) -> None:
+    stricter = tiny | {"curate": [{"score": "lesion_contrast", "min": 0.06}]}
+    result = build_dataset(recipe=parse(stricter), store=str(copied))
+    made = set(result.seconds) - set(result.reused)
+    assert made == {"curate", "export"}
+    assert result.version == 2
+
+
+def test_asking_for_more_makes_only_more(copied: Path, tiny: dict[str, Any]) -> None:
+    result = build_dataset(recipe=parse(tiny | {"plan": {"samples": 16, "shard": 4}}), store=str(copied))
+    assert result.planned == 16
+    assert result.reused["synthesize"] == SHARDS
+
+
+def test_two_workers_give_the_same_bytes_as_one(tiny: dict[str, Any], built: Any, tmp_path: Path) -> None:
+    result = build_dataset(recipe=parse(tiny | {"runner": {"workers": 2}}), store=str(tmp_path))
+    assert result.digest == built[1].digest
+
+
+def test_outside_the_declared_region_the_background_is_untouched(built: tuple[Path, BuildResult]) -> None:
+    store = Store(str(built[0]))
+    backgrounds = {
+        row["id"]: decode_grey(row["image"]["bytes"])
+        for key in store.list("builds/ingest")
+        if key.endswith("scans.parquet")
+        for row in store.open_table(key).to_pylist()
+        if row["image"]
+    }
+    shards = [key for key in store.list("builds/synthesize") if key.endswith(".parquet")]
+    rows = [row for key in shards for row in store.open_table(key).to_pylist() if row["failure"] is None]
+    assert len(shards) == SHARDS
+    assert rows
+    for row in rows:
+        image, region = decode_grey(row["image"]["bytes"]), decode_mask(row["region"]["bytes"])
+        assert np.array_equal(image[~region], backgrounds[row["background_id"]][~region])
+        assert decode_mask(row["mask"]["bytes"])[~region].sum() == 0
+        assert row["outside_changed_px"] == 0
+
+
+def test_every_planned_sample_is_a_row_of_the_ledger(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
+    root, result = built
+    store = Store(str(root))
+    pull(store, open_manifest(store, "tiny"), tmp_path / "tiny", "parquet")
+    ledger = pd.read_parquet(tmp_path / "tiny" / "ledger.parquet")
+    assert len(ledger) == result.planned
+    verdicts = Counter(ledger["verdict"])
+    assert verdicts["kept"] == result.kept
+    assert verdicts["failed"] == result.failed
+    assert all(len(reasons) > 0 for reasons in ledger.loc[ledger["verdict"] != "kept", "reasons"])
+
+
+def test_everyone_reads_the_version_with_their_own_tools(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
+    root, result = built
+    store = Store(str(root))
+    manifest = open_manifest(store, "tiny@1")
+    pull(store, manifest, tmp_path / "parquet", "parquet")
+    pull(store, manifest, tmp_path / "coco", "coco")
+    pattern = str(tmp_path / "parquet" / "data" / "*.parquet")
+
+    frame = pd.concat(pd.read_parquet(file) for file in sorted((tmp_path / "parquet" / "data").glob("*.parquet")))
+    assert len(frame) == result.kept
+    loaded = datasets.load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache"))
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert loaded[0]["image"].size == (64, 64)
+    assert duckdb.sql(f"select count(*) from '{pattern}'").fetchall() == [(result.kept,)]
+
+    (annotations,) = (tmp_path / "coco").rglob("train.json")
+    coco = COCO(str(annotations))
+    masks = {row["id"]: decode_mask(row["mask"]["bytes"]) for row in frame.to_dict("records")}
+    assert len(coco.imgs) == result.kept
+    for image in coco.imgs.values():
+        (annotation,) = coco.loadAnns(coco.getAnnIds(imgIds=[image["id"]]))
+        picture = tmp_path / "coco" / image["file_name"]
+        assert Image.open(picture).size == (image["width"], image["height"])
+        assert np.array_equal(coco.annToMask(annotation).astype(bool), masks[Path(image["file_name"]).stem])
+
+
+def test_a_set_that_misses_the_gate_is_not_published_and_leaves_its_report(copied: Path, tiny: dict[str, Any]) -> None:
+    gated = tiny | {"name": "gated", "gate": {"min_kept": 1000}}
+    with pytest.raises(GateError, match="1000") as caught:
+        build_dataset(recipe=parse(gated), store=str(copied))
+    report = Path(str(caught.value).rsplit("report: ", 1)[1])
+    assert "1000" in report.read_text()
+    assert [m.dataset for m in list_versions(Store(str(copied)))] == ["tiny"]
+
+
+def start(recipe: Path, store: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "flows", "build", str(recipe), "--store", str(store), "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(store))
+
+
+def environment(store: Path) -> dict[str, str]:
+    """A Prefect home of its own: the database of one build is never there for the next."""
+    home = store.parent / f"prefect-{time.monotonic_ns()}"
+    return {**os.environ, "PREFECT_HOME": str(home)}
+
+
+def refs(store: Path) -> set[Path]:
+    return set(store.glob("builds/*/*/ref.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finished", ["train-adapter", "synthesize", "curate"])
+def test_a_killed_build_resumes_to_the_same_bytes(
+    finished: str, tiny: dict[str, Any], built: Any, tmp_path: Path
+) -> None:
+    recipe, store = tmp_path / "tiny.json", tmp_path / "store"
+    recipe.write_text(json.dumps(tiny))
+    first = start(recipe, store)
+    while first.poll() is None and not list(store.glob(f"builds/{finished}/*/ref.json")):
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    before = {path: path.stat().st_mtime_ns for path in refs(store)}
+    assert before
+
+    second = start(recipe, store)
+    output, errors = second.communicate(timeout=240)
+    assert second.returncode == 0, errors.decode()
+    result = BuildResult.model_validate_json(output)
+    assert result.digest == built[1].digest
+    assert sum(result.reused.values()) >= len(before) - 1  # export, if it finished, is found rather than counted
+    assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
+
+
+@pytest.mark.slow
+def test_two_builds_of_one_recipe_at_once_make_one_version(tiny: dict[str, Any], built: Any, tmp_path: Path) -> None:
+    recipe, store = tmp_path / "tiny.json", tmp_path / "store"
+    recipe.write_text(json.dumps(tiny))
+    running = [start(recipe, store) for _ in range(2)]
+    results = [BuildResult.model_validate_json(process.communicate(timeout=300)[0]) for process in running]
+    assert {result.digest for result in results} == {built[1].digest}
+    assert len(list_versions(Store(str(store)))) == 1
+
+
+def test_recipe_files_of_the_version_rebuild_it(built: tuple[Path, BuildResult], tiny: dict[str, Any]) -> None:
+    manifest = open_manifest(Store(str(built[0])), "tiny")
+    assert Recipe.model_validate(manifest.recipe).digest() == parse(tiny).digest()

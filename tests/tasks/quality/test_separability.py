@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from tasks.quality.detector import Detection
+from tasks.quality.separability import area_under_curve, detector_auc
+from tests.tasks.quality.test_frechet import evidence
+
+
+def detection(n: int, m: int, shift: float, folds: int = 1, seed: int = 0) -> Detection:
+    rng = np.random.default_rng(seed)
+    real, synthetic = rng.normal(0, 1, n).round(1), rng.normal(shift, 1, m).round(1)
+    sides = real.astype(np.float32), synthetic.astype(np.float32)
+    return Detection(*sides, np.arange(n) % folds, np.arange(m) % folds)
+
+
+def test_the_area_agrees_with_sklearn_ties_included():
+    found = detection(50, 40, 0.7)
+    truth = np.repeat([0, 1], [50, 40])
+    expected = roc_auc_score(truth, np.concatenate([found.real, found.synthetic]))
+    assert area_under_curve(found) == pytest.approx(expected)
+
+
+def test_answers_of_different_folds_are_not_compared():
+    # The second fold's network answers higher throughout; within each fold the order is perfect.
+    found = Detection(
+        np.array([0.1, 0.7], np.float32), np.array([0.2, 0.8], np.float32), np.array([0, 1]), np.array([0, 1])
+    )
+    assert area_under_curve(found) == 1
+
+
+def test_folds_without_both_sides_are_refused():
+    found = Detection(np.zeros(2, np.float32), np.ones(2, np.float32), np.array([0, 0]), np.array([1, 1]))
+    with pytest.raises(ValueError, match="no fold holds both"):
+        area_under_curve(found)
+
+
+def test_the_score_has_interval_and_floor():
+    plain = evidence(np.zeros((120, 3)), np.zeros((90, 3)))
+    floor = detection(60, 60, 0.0, folds=3, seed=1)
+    from dataclasses import replace
+
+    score = detector_auc(replace(plain, detection=detection(120, 90, 1.0, folds=3), floor_detection=floor))
+    assert score.value is not None
+    assert score.low is not None
+    assert score.high is not None
+    assert score.floor_low is not None
+    assert score.floor_high is not None
+    assert score.low < score.value < score.high
+    assert score.high - score.low < 0.2
+    assert score.floor_low < 0.5 < score.floor_high
+    assert score.low > score.floor_high
+
+
+def test_without_a_detector_there_is_no_number():
+    assert detector_auc(evidence(np.zeros((4, 3)), np.zeros((4, 3)))).value is None
