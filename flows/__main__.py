@@ -242,6 +242,9 @@ def main() -> None:
             raise
         print(f"sonoforge: error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("sonoforge: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -249,10 +252,10 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _quiet_prefect() -> None:
-    """Before Prefect is imported: no telemetry, and only what went wrong in the log, unless asked otherwise."""
+    """Before Prefect is imported: no telemetry, and no log beside our own words, unless asked otherwise."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # 20 is too few on a busy machine
 
 

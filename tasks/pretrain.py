@@ -47,20 +47,22 @@ KINDS: tuple[phantom.Kind, ...] = (
 class PretrainParams(Record):
     """Everything that decides the embedded base and the extractor."""
 
-    px: int = Field(128, ge=32, le=512, multiple_of=16, description="Side of the pictures, pixels.")
-    phantoms: int = Field(4400, ge=22, le=1_000_000, description="Pictures to simulate.")
-    held_out: int = Field(400, ge=11, description="Of these, the last ones, never trained on.")
-    phantom_seed: int = Field(20261, ge=0, lt=2**31, description="Same seed, same phantoms.")
-    seed: int = Field(7, ge=0, lt=2**31, description="Same seed, same weights and noise in training.")
-    autoencoder: AutoencoderParams = Field(AutoencoderParams(), description="The autoencoder.")
-    unet: UNetParams = Field(UNetParams(), description="The UNet and its text encoder.")
-    extractor: features.Params = Field(features.Params(), description="The extractor of the set scores.")
+    px: int = Field(default=128, ge=32, le=512, multiple_of=16, description="Side of the pictures, pixels.")
+    phantoms: int = Field(default=4400, ge=22, le=1_000_000, description="Pictures to simulate.")
+    held_out: int = Field(default=400, ge=11, description="Of these, the last ones, never trained on.")
+    phantom_seed: int = Field(default=20261, ge=0, lt=2**31, description="Same seed, same phantoms.")
+    seed: int = Field(default=7, ge=0, lt=2**31, description="Same seed, same weights and noise in training.")
+    autoencoder: AutoencoderParams = Field(default=AutoencoderParams(), description="The autoencoder.")
+    unet: UNetParams = Field(default=UNetParams(), description="The UNet and its text encoder.")
+    extractor: features.Params = Field(
+        default=features.Params.model_validate({}), description="The extractor of the set scores."
+    )
 
 
 def simulate(params: PretrainParams, work: Path) -> Corpus:
     """All phantoms, in order; kept in `phantoms.npz`."""
     file = work / "phantoms.npz"
-    labels = [KINDS[index % len(KINDS)] for index in range(params.phantoms)]
+    labels: list[phantom.Kind] = [KINDS[index % len(KINDS)] for index in range(params.phantoms)]
 
     def one(index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         drawn = phantom.draw(labels[index], params.phantom_seed, index, 0, params.px)
@@ -76,7 +78,7 @@ def simulate(params: PretrainParams, work: Path) -> Corpus:
     with np.load(file) as stored:
         images, masks = stored["images"], stored["masks"]
     organs = ["fetal head" if label == "head" else "breast" for label in labels]
-    return Corpus(images, masks, labels, organs)
+    return Corpus(images, masks, [str(label) for label in labels], organs)
 
 
 def train_autoencoder(

@@ -39,7 +39,7 @@ def score_shard(
         made = [row for row in rows if row["failure"] is None]
         train = pictures_of(kept_scans(store, scans), "train")
         scored = _pictures(made)
-        columns = _scores(_evidence(store, scored, train, judges, seed), names) if made else {}
+        columns = _scores(_evidence(store, scored, train, judges, seed), names)
         described = _table(made, extractor.features(scored.images), columns)
         failed = [
             {"id": r["id"], "label": r["label"], "group": r["group"], "failure": r["failure"]}

@@ -20,7 +20,7 @@ def group_halves(
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Pairs of disjoint sets of rows, at most `size` rows each, that share no group; all sets equally large.
 
-    The list is empty where there are fewer than two groups.
+    The list is empty where the groups do not allow two images a side.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
@@ -35,7 +35,7 @@ def group_halves(
         cut = int(counts[np.abs(counts[:-1] - len(shuffled) / 2).argmin()])
         pairs.append((shuffled[:cut][:size], shuffled[cut:][:size]))
     least = min(min(len(a), len(b)) for a, b in pairs)
-    return [(a[:least], b[:least]) for a, b in pairs]
+    return [(a[:least], b[:least]) for a, b in pairs] if least >= 2 else []
 
 
 def interval_around(value: float, resampled: NDArray[np.float64]) -> tuple[float, float]:

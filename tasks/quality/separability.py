@@ -19,6 +19,8 @@ def area_under_curve(detection: Detection) -> float:
     Raises:
         ValueError: no fold holds both real and synthetic images.
     """
+    if not _shared(detection).any():
+        raise ValueError("no fold holds both real and synthetic images; use fewer folds")
     ones = np.ones((1, len(detection.real))), np.ones((1, len(detection.synthetic)))
     return float(_weighted(detection, *ones)[0])
 
@@ -38,6 +40,8 @@ def detector_auc(evidence: SetEvidence) -> SetScore:
     )
     if evidence.detection is None:
         return score
+    if not _shared(evidence.detection).any():
+        return score.model_copy(update={"note": "refused: no fold holds both real and synthetic images"})
     rng = np.random.default_rng([evidence.seed, 12])
     n = len(evidence.real)
     # One draw for both sides: a group that gave real and synthetic images comes and goes as a whole.
@@ -46,7 +50,7 @@ def detector_auc(evidence: SetEvidence) -> SetScore:
     value = area_under_curve(evidence.detection)
     score = score.model_copy(update={"value": value, "low": low, "high": high, "note": "no floor: none was trained"})
     floor = evidence.floor_detection
-    if floor is None:
+    if floor is None or not _shared(floor).any():
         return score
     a, b = len(floor.real), len(floor.synthetic)
     # Groups of the halves are not known here: rows are drawn singly, which is as good where groups are small.
@@ -57,17 +61,18 @@ def detector_auc(evidence: SetEvidence) -> SetScore:
 
 
 def _interval(detection: Detection, real: NDArray[np.float64], synthetic: NDArray[np.float64]) -> tuple[float, float]:
-    resampled = _weighted(detection, real, synthetic, strict=False)
+    resampled = _weighted(detection, real, synthetic)
     return central_interval(resampled[np.isfinite(resampled)])
 
 
-def _weighted(
-    detection: Detection, real: NDArray[np.float64], synthetic: NDArray[np.float64], strict: bool = True
-) -> NDArray[np.float64]:
+def _shared(detection: Detection) -> NDArray[np.bool_]:
+    """Which (real, synthetic) pairs were judged by the same network."""
+    return detection.real_fold[:, None] == detection.synthetic_fold[None]
+
+
+def _weighted(detection: Detection, real: NDArray[np.float64], synthetic: NDArray[np.float64]) -> NDArray[np.float64]:
     """The area with every image counted `weights` times, (resamples,)."""
-    shared = (detection.real_fold[:, None] == detection.synthetic_fold[None]).astype(np.float64)
-    if strict and not shared.any():
-        raise ValueError("no fold holds both real and synthetic images; use fewer folds")
+    shared = _shared(detection).astype(np.float64)
     difference = detection.synthetic[None] - detection.real[:, None]
     right = shared * (0.5 + 0.5 * np.sign(difference))
     pairs = np.einsum("ri,ij,rj->r", real, shared, synthetic, optimize=True)

@@ -24,8 +24,8 @@ _FLAT = 0.8
 _LEAST_BLOCKS = 6
 _THUMBNAIL = 96
 _THUMBNAIL_BLOCK = 12
-_RESEMBLING = 0.3
-"""Median correlation of thumbnail blocks; half of unrelated pictures with some matches lie below, copies above 0.6."""
+_RESEMBLING = 0.4
+"""Median correlation of thumbnail blocks; copies lie above 0.8, most strangers with a few matches below 0.3."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def place(a: Points, b: Points) -> Placement | None:
             return None
         scale, shift = _least_squares(a[inside], b[inside])
         inside = np.abs(a * scale + shift - b).max(-1) < _TOLERANCE_PX * max(1.0, scale.max())
-    if not (0.4 < scale.min() and scale.max() < 2.5):
+    if not (scale.min() > 0.4 and scale.max() < 2.5):
         return None
     return Placement(scale, shift, int(inside.sum()))
 
@@ -132,7 +132,11 @@ def _warped(
     """`b` on the grid of `a`, high-passed; NaN where it does not reach."""
     # Pixel centres lie at one half, so a scale about the corner moves index zero.
     offset = (scale * 0.5 + shift - 0.5)[::-1]
-    laid = ndimage.affine_transform(b, scale[::-1], offset, shape, order=1, cval=np.nan)
+    laid = np.asarray(
+        # SciPy takes one offset an axis; its stubs know one number only.
+        ndimage.affine_transform(b, scale[::-1], offset, shape, order=1, cval=np.nan),  # pyright: ignore[reportArgumentType]
+        np.float32,
+    )
     if not high_pass:
         return laid
     missing = np.isnan(laid)

@@ -63,12 +63,11 @@ def _extrema(pixels: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.
     inner = np.zeros(pixels.shape, np.bool_)
     edge = _CELL + 1
     inner[edge:-edge, edge:-edge] = True
-    return np.nonzero((response == strongest) & (response > 0.7) & inner)
+    y, x = np.nonzero((response == strongest) & (response > 0.7) & inner)
+    return y, x
 
 
-def _histograms(
-    pixels: NDArray[np.float32], y: NDArray[np.intp], x: NDArray[np.intp]
-) -> NDArray[np.float32]:
+def _histograms(pixels: NDArray[np.float32], y: NDArray[np.intp], x: NDArray[np.intp]) -> NDArray[np.float32]:
     """4 × 4 cells of 8 gradient orientations around each spot, clipped against single bright edges."""
     smooth = ndimage.gaussian_filter(pixels, 0.8)
     dy, dx = np.gradient(smooth)
@@ -81,7 +80,8 @@ def _histograms(
     rows, columns = np.indices(pixels.shape)
     maps[first, rows, columns] = strength * (1 - share)
     maps[(first + 1) % _ORIENTATIONS, rows, columns] += strength * share
-    maps = ndimage.uniform_filter(maps, (0, _CELL, _CELL), mode="constant")
+    for axis in (1, 2):
+        maps = ndimage.uniform_filter1d(maps, _CELL, axis, mode="constant")
     offsets = np.rint((np.arange(4) - 1.5) * _CELL).astype(np.int64)
     grid_y = np.clip(y[:, None, None] + offsets[:, None], 0, pixels.shape[0] - 1)
     grid_x = np.clip(x[:, None, None] + offsets[None, :], 0, pixels.shape[1] - 1)

@@ -5,6 +5,8 @@ where it is blurred. So ink is found as thin strokes of one level, calipers as f
 several upright strokes of one level side by side. Colour is gone here: sources report coloured overlays themselves.
 """
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -60,7 +62,7 @@ def _crosses(pixels: NDArray[np.int16]) -> int:
                 at = at[_has_arm(pixels, at, sign * np.array(arm), np.array(flank))]
         centres = np.zeros(pixels.shape, np.bool_)
         centres[at[:, 0], at[:, 1]] = True
-        total += int(ndimage.label(centres, np.ones((3, 3)))[1])
+        total += int(_labelled(centres)[1])
     return total
 
 
@@ -93,7 +95,7 @@ def _text_strokes(pixels: NDArray[np.int16]) -> int:
     upright = edged[rows, x[:, None]].all(1) & (column.max(1, initial=0) - column.min(1, initial=255) <= _SPREAD)
     ink = np.zeros(pixels.shape, np.bool_)
     ink[y[upright], x[upright]] = True
-    strokes, count = ndimage.label(ink, np.ones((3, 3)))
+    strokes, count = _labelled(ink)
     if count < 2:
         return 0
     numbers = np.arange(1, count + 1)
@@ -110,3 +112,8 @@ def _without_corners(mask: Mask) -> Mask:
         for columns in (slice(None, _LOGO_PX), slice(-_LOGO_PX, None)):
             kept[rows, columns] = False
     return kept
+
+
+def _labelled(mask: Mask) -> tuple[NDArray[np.int32], int]:
+    """Connected regions, diagonals included, and how many."""
+    return cast("tuple[NDArray[np.int32], int]", ndimage.label(mask, np.ones((3, 3))))

@@ -11,7 +11,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from storage.images import encode_grey, encode_mask, pixels_sha256
 from storage.records import SCAN_SCHEMA, SPLITS, Record, Scan, Split
 from tasks.imaging import Grey, Mask, letterbox
-from tasks.screening.duplicates import Likeness, find_alike
+from tasks.screening.duplicates import find_alike
 from tasks.screening.marks import MARKS, find_marks
 from tasks.screening.splits import split_by_group
 
@@ -193,11 +193,10 @@ def _splits(
         own = scans[k].split
         if own is not None:
             # A copy of a test image is a test image: of several splits the one held out longest.
-            fixed[scenes[k]] = max(fixed.get(scenes[k], own), own, key=SPLITS.index)
+            earlier = fixed.get(scenes[k], own)
+            fixed[scenes[k]] = own if SPLITS.index(own) > SPLITS.index(earlier) else earlier
     fractions: dict[Split, float] = {"train": 1 - params.val - params.test, "val": params.val, "test": params.test}
-    splits = split_by_group(
-        [scenes[k] for k in kept], [scans[k].label for k in kept], fractions, seed, fixed
-    )
+    splits = split_by_group([scenes[k] for k in kept], [scans[k].label for k in kept], fractions, seed, fixed)
     return [splits.get(scene) for scene in scenes]
 
 

@@ -32,7 +32,7 @@ def split_by_group(
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
         raise ValueError(f"split fractions are {dict(fractions)}; they must be 0 or more and sum to 1")
-    decided = dict(fixed or {})
+    decided: Mapping[str, Split] = fixed or {}
     found: dict[str, Counter[str]] = {}
     for group, label in zip(groups, labels, strict=True):
         found.setdefault(group, Counter())[label] += 1
@@ -40,7 +40,7 @@ def split_by_group(
     for group, counts in found.items():
         if group not in decided:
             strata.setdefault(max(counts, key=lambda label: (counts[label], label)), []).append(group)
-    splits = {group: split for group, split in decided.items() if group in found}
+    splits: dict[str, Split] = {group: split for group, split in decided.items() if group in found}
     for members in strata.values():
         ordered = sorted(members, key=lambda group: _rank(group, seed))
         splits |= _cut(ordered, {group: found[group].total() for group in members}, fractions)
@@ -53,7 +53,7 @@ def _rank(group: str, seed: int) -> str:
 
 def _cut(ordered: Sequence[str], sizes: Mapping[str, int], fractions: Mapping[Split, float]) -> dict[str, Split]:
     """Cut an order of groups where the cumulated images pass the fractions, held-out splits first."""
-    wanted = [split for split in reversed(SPLITS) if fractions.get(split, 0) > 0]
+    wanted: list[Split] = [split for split in reversed(SPLITS) if fractions.get(split, 0) > 0]
     total, before, splits = sum(sizes.values()), 0, dict[str, Split]()
     for place, group in enumerate(ordered):
         middle = (before + sizes[group] / 2) / total
@@ -65,17 +65,14 @@ def _cut(ordered: Sequence[str], sizes: Mapping[str, int], fractions: Mapping[Sp
             if middle < passed:
                 chosen = split
                 break
-        if len(ordered) >= len(SPLITS):
-            chosen = _reaching_all(place, len(ordered), chosen, list(splits.values()), wanted)
-        splits[group] = chosen
+        few = len(ordered) < len(SPLITS)
+        splits[group] = chosen if few else _reaching_all(place, len(ordered), chosen, [*splits.values()], wanted)
     return splits
 
 
-def _reaching_all(
-    place: int, count: int, chosen: Split, given: Sequence[Split], wanted: Sequence[Split]
-) -> Split:
+def _reaching_all(place: int, count: int, chosen: Split, given: Sequence[Split], wanted: Sequence[Split]) -> Split:
     """`chosen`, unless an earlier split would stay empty or too few groups would be left for the later ones."""
-    empty = next((split for split in wanted if split not in given), None)
+    empty: Split | None = next((split for split in wanted if split not in given), None)
     if empty is not None and wanted.index(chosen) > wanted.index(empty):
         return empty
     later = len(wanted) - 1 - wanted.index(chosen)

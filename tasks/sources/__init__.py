@@ -15,10 +15,14 @@ from tasks.sources import busbra, busi, busuclm, files, folder, hc18, phantom
 class Source(Protocol):
     """What every source module declares besides its own `Params` and `read(params)`."""
 
-    LICENCE: str
-    CITATION: str
-    ORGAN: str
-    LABELS: tuple[str, ...]
+    @property
+    def LICENCE(self) -> str: ...  # noqa: N802 (a module's constant)
+    @property
+    def CITATION(self) -> str: ...  # noqa: N802
+    @property
+    def ORGAN(self) -> str: ...  # noqa: N802
+    @property
+    def LABELS(self) -> tuple[str, ...]: ...  # noqa: N802
 
 
 SOURCES: dict[str, Source] = {
@@ -73,14 +77,14 @@ def read(params: SourceParams) -> Iterator[Scan]:
 
 
 def digest(params: SourceParams) -> str:
-    """sha256 of what `read` would deliver: names and bytes of all files below the root, and the dataset's name.
+    """sha256 of what `read` would deliver: the parameters, and the names and bytes of all files below the root.
 
-    The root itself is left out: the same files elsewhere are the same source.
+    The root itself is left out: the same files elsewhere are the same source. A phantom is its parameters.
 
     Raises:
         ValueError: the root is missing or empty.
     """
     content = params.model_dump_json(exclude={"root"})
     if not isinstance(params, phantom.Params):
-        content += files.digest_folder(files.require_root(params.root, "a folder of scans"))
+        content += files.digest_folder(files.require_root(params.root, "a folder of scans in the layout of its source"))
     return hashlib.sha256(content.encode()).hexdigest()

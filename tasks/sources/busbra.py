@@ -29,9 +29,7 @@ CITATION = (
 )
 ORGAN = "breast"
 LABELS = ("benign", "malignant")
-LAYOUT = (
-    "Images/bus_0001-l.png, Masks/mask_0001-l.png, bus_data.csv (ID, Case, Pathology, …) and 5-fold-cv.csv"
-)
+LAYOUT = "Images/bus_0001-l.png, Masks/mask_0001-l.png, bus_data.csv (ID, Case, Pathology, …) and 5-fold-cv.csv"
 
 _SPLITS: dict[str, Split] = {"1": "train", "2": "train", "3": "train", "4": "val", "5": "test"}
 
@@ -63,9 +61,7 @@ def read(params: Params) -> Iterator[Scan]:
     if (root / "Masks").is_dir():
         masks = {path.stem.replace("mask_", "bus_", 1): path for path in files.listed(root / "Masks")}
     for name in sorted({*images, *masks, *table}):
-        yield _scan(
-            name, images.get(name), masks.get(name), table.get(name), _SPLITS.get(folds.get(name, ""))
-        )
+        yield _scan(name, images.get(name), masks.get(name), table.get(name), _SPLITS.get(folds.get(name, "")))
 
 
 def _scan(

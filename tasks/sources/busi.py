@@ -30,9 +30,7 @@ CITATION = (
 )
 ORGAN = "breast"
 LABELS = ("benign", "malignant", "normal")
-LAYOUT = (
-    "{benign,malignant,normal}/benign (1).png with benign (1)_mask.png, benign (1)_mask_1.png … beside it"
-)
+LAYOUT = "{benign,malignant,normal}/benign (1).png with benign (1)_mask.png, benign (1)_mask_1.png … beside it"
 
 _MASK = re.compile(r"(?P<stem>.+)_mask(_\d+)?", re.IGNORECASE)
 

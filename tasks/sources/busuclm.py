@@ -8,8 +8,9 @@
   blur the codes.
 - **Groups**: the patient, from the four letters before the underscore.
 - **Licence**: CC BY 4.0 (Mendeley Data 7fvgj4jsp7); a Kaggle mirror states CC BY-NC-SA.
-- **Defects**: Doppler, caliper marks and two-view frames flagged in the table; frames of patient HESN are RGBA
-  and of other sizes than their masks; many near-identical frames of a patient.
+- **Defects**: Doppler, caliper marks and two-view frames flagged in the table, which is trusted: every frame is
+  tinted and carries the scanner's orange orientation mark, many a pictogram; frames of patient HESN are RGBA and
+  of other sizes than their masks; many near-identical frames of a patient.
 """
 
 import re
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from storage.records import Record, Scan
-from tasks.imaging import Mask
+from tasks.imaging import Mask, to_grey
 from tasks.sources import files
 
 LICENCE = "CC BY 4.0"
@@ -32,9 +33,7 @@ CITATION = (
 )
 ORGAN = "breast"
 LABELS = ("benign", "malignant", "normal")
-LAYOUT = (
-    "images/ABCD_000.png, masks/ABCD_000.png and INFO.csv (Image;Resolution;Label;Doppler;Marks;Combined)"
-)
+LAYOUT = "images/ABCD_000.png, masks/ABCD_000.png and INFO.csv (Image;Resolution;Label;Doppler;Marks;Combined)"
 
 _COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),
@@ -81,9 +80,10 @@ def _scan(name: str, path: Path | None, mask_path: Path | None, row: dict[str, s
         reason = "mask without image" if mask_path else "listed in INFO.csv, no file"
         file = f"masks/{name}" if mask_path else file
         return Scan(file, None, None, label, ORGAN, group, defects=(reason,))
-    image, defects = files.open_grey(path)
-    if image is None:
-        return Scan(file, None, None, label, ORGAN, group, defects=defects)
+    picture = files.open_picture(path)
+    if picture.pixels is None:
+        return Scan(file, None, None, label, ORGAN, group, defects=(picture.defect,))
+    image, defects = to_grey(picture.pixels), tuple[str, ...]()
     if row is None:
         defects += ("no row in INFO.csv",)
     elif label not in LABELS:
@@ -113,9 +113,7 @@ def _lesion(path: Path, shape: tuple[int, ...], label: str) -> tuple[Mask | None
         return None, problems
     names = list(_COLOURS)
     drawn = {names[k]: int((classes == k).sum()) for k in (1, 2)}
-    wrong = [
-        f"{count} px {name}" for name, count in drawn.items() if count and name != label and label in LABELS
-    ]
+    wrong = [f"{count} px {name}" for name, count in drawn.items() if count and name != label and label in LABELS]
     if wrong:
         return mask, (f"mask colour says {' and '.join(wrong)}, the table {label}",)
     if label in ("benign", "malignant") and not mask.any():

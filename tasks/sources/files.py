@@ -54,16 +54,12 @@ def open_picture(path: Path) -> Picture:
             with Image.open(path) as image:
                 width, height = image.size
                 if width * height > LIMIT_PX:
-                    return Picture(
-                        None, f"too large: {width} × {height} px, at most {LIMIT_PX:,} px are decoded"
-                    )
+                    return Picture(None, f"too large: {width} × {height} px, at most {LIMIT_PX:,} px are decoded")
                 return Picture(_eight_bits(image))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             return Picture(None, f"too large: header claims more than {LIMIT_PX:,} px")
         except Image.UnidentifiedImageError:
-            return Picture(
-                None, "unreadable: not a picture" if path.stat().st_size else "unreadable: empty file"
-            )
+            return Picture(None, "unreadable: not a picture" if path.stat().st_size else "unreadable: empty file")
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
             return Picture(None, f"unreadable: {' '.join(str(error).split())[:120]}")
 
@@ -75,9 +71,7 @@ def open_grey(path: Path) -> tuple[Grey | None, tuple[str, ...]]:
         return None, (picture.defect,)
     cast = colour_cast(picture.pixels)
     coloured = cast >= COLOURED_SHARE and round(cast * picture.pixels[..., 0].size) >= COLOURED_PX
-    return to_grey(picture.pixels), (
-        f"marks: coloured overlay on {cast:.2%} of the pixels",
-    ) if coloured else ()
+    return to_grey(picture.pixels), (f"marks: coloured overlay on {cast:.2%} of the pixels",) if coloured else ()
 
 
 def open_mask(path: Path, shape: tuple[int, ...]) -> tuple[Mask | None, tuple[str, ...]]:
@@ -85,7 +79,8 @@ def open_mask(path: Path, shape: tuple[int, ...]) -> tuple[Mask | None, tuple[st
     picture = open_picture(path)
     if picture.pixels is None:
         return None, (f"mask {path.name} {picture.defect}",)
-    mask = picture.pixels >= 128 if picture.pixels.ndim == 2 else (picture.pixels >= 128).any(-1)
+    bright = picture.pixels >= 128
+    mask = bright if bright.ndim == 2 else np.any(bright, axis=-1)
     return fit_shape(mask, path.name, shape)
 
 
@@ -132,9 +127,7 @@ def read_csv(path: Path, delimiter: str = ",", required: tuple[str, ...] = ()) -
     missing = [name for name in required if name not in header]
     if missing:
         raise ValueError(f"{path} has columns {header}; missing {missing} (delimiter {delimiter!r})")
-    return [
-        {name: cell.strip() for name, cell in zip(header, line, strict=False)} for line in lines if any(line)
-    ]
+    return [{name: cell.strip() for name, cell in zip(header, line, strict=False)} for line in lines if any(line)]
 
 
 def digest_folder(root: Path) -> str:
@@ -166,7 +159,5 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
         return (levels * (255 / (2**depth - 1))).round().astype(np.uint8)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return np.asarray(
-            Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
-        )
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB"))
     return np.asarray(image.convert("RGB"))

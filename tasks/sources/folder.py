@@ -48,9 +48,7 @@ def read(params: Params) -> Iterator[Scan]:
         raise ValueError(f"source root {root} holds {found}; expected {LAYOUT}")
     table = _table(root)
     images = {path.relative_to(root / "images").as_posix(): path for path in _below(root / "images")}
-    masks = {
-        path.relative_to(root / "masks").with_suffix("").as_posix(): path for path in _below(root / "masks")
-    }
+    masks = {path.relative_to(root / "masks").with_suffix("").as_posix(): path for path in _below(root / "masks")}
     stems = {Path(name).with_suffix("").as_posix() for name in (*images, *table)}
     for name in sorted({*images, *table}):
         mask_path = masks.get(Path(name).with_suffix("").as_posix())
@@ -84,9 +82,7 @@ def _table(root: Path) -> dict[str, list[dict[str, str]]]:
     return rows
 
 
-def _scan(
-    name: str, path: Path | None, mask_path: Path | None, rows: list[dict[str, str]], organ: str
-) -> Scan:
+def _scan(name: str, path: Path | None, mask_path: Path | None, rows: list[dict[str, str]], organ: str) -> Scan:
     file, row = f"images/{name}", rows[0] if rows else {}
     label, organ, group = row.get("label", "").lower(), row.get("organ") or organ, row.get("group") or None
     if path is None:
@@ -129,7 +125,7 @@ def _extras(row: dict[str, str]) -> tuple[float | None, Split | None, tuple[str,
         if pixel_mm is not None and not 0 < pixel_mm < 5:
             pixel_mm, problems = None, (*problems, f"pixel_mm {text}: expected 0 to 5 mm")
     named = row.get("split", "").lower()
-    split = next((known for known in SPLITS if known == named), None)
+    split: Split | None = next((known for known in SPLITS if known == named), None)
     if named and split is None:
         problems += (f"unknown split {named!r}: expected one of {', '.join(SPLITS)}",)
     return pixel_mm, split, problems

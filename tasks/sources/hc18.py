@@ -15,9 +15,10 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
 
@@ -70,9 +71,7 @@ def _read_set(root: Path, name: str) -> Iterator[Scan]:
     for file in sorted({*paths, *sizes}):
         stem = Path(file).stem
         if file not in paths:
-            yield Scan(
-                f"{name}/{file}", None, None, "head", ORGAN, defects=(f"listed in {table.name}, no file",)
-            )
+            yield Scan(f"{name}/{file}", None, None, "head", ORGAN, defects=(f"listed in {table.name}, no file",))
         elif not stem.endswith("_Annotation"):
             yield _scan(paths[file], paths.get(f"{stem}_Annotation.png"), name, sizes.get(file))
         elif stem.removesuffix("_Annotation") + ".png" not in paths:
@@ -129,7 +128,7 @@ def fill_outline(outline: Mask) -> Mask:
     ellipse = _fitted_ellipse(outline)
     if not ellipse.any():
         return ellipse
-    regions, count = ndimage.label(~outline)
+    regions, count = cast("tuple[NDArray[np.int32], int]", ndimage.label(~outline))
     shares = ndimage.mean(ellipse, regions, np.arange(1, count + 1))
     inside = np.isin(regions, 1 + np.flatnonzero(np.asarray(shares) > 0.5))
     if (inside & ellipse).sum() < 0.9 * (ellipse & ~outline).sum() or not inside.any():

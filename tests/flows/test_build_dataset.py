@@ -1,5 +1,6 @@
 """The whole path on tiny phantoms and a tiny random base: what is published, reused, resumed and refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from pycocotools.coco import COCO
 
 from flows.build_dataset import BuildResult, build_dataset
 from flows.recipe import Recipe, parse
+from storage.backends import LocalFolder
+from storage.errors import StoreFullError
 from storage.images import decode_grey, decode_mask
 from storage.store import Store
 from storage.versions import list_versions, open_manifest, pull, verify
@@ -225,3 +228,47 @@ def test_two_builds_of_one_recipe_at_once_make_one_version(tiny: dict[str, Any],
 def test_recipe_files_of_the_version_rebuild_it(built: tuple[Path, BuildResult], tiny: dict[str, Any]) -> None:
     manifest = open_manifest(Store(str(built[0])), "tiny")
     assert Recipe.model_validate(manifest.recipe).digest() == parse(tiny).digest()
+
+
+def test_a_full_disk_leaves_nothing_half_published_and_the_next_build_goes_on(
+    tiny: dict[str, Any], built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, room = tmp_path / "store", 6
+    write = LocalFolder._write
+
+    def write_while_there_is_room(path: Path, data: bytes) -> None:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(LocalFolder, "_write", staticmethod(write_while_there_is_room))
+    with pytest.raises(StoreFullError, match="space"):
+        build_dataset(recipe=parse(tiny), store=str(store))
+    monkeypatch.undo()
+    assert list_versions(Store(str(store))) == []
+    result = build_dataset(recipe=parse(tiny), store=str(store))
+    assert result.digest == built[1].digest
+    assert result.reused
+
+
+def test_a_base_without_a_unet_is_refused_before_anything_is_published(tiny: dict[str, Any], tmp_path: Path) -> None:
+    broken = tmp_path / "base"
+    shutil.copytree(tiny["base"], broken)
+    shutil.rmtree(broken / "unet")
+    with pytest.raises(ValueError, match="unet"):
+        build_dataset(recipe=parse(tiny | {"base": str(broken)}), store=str(tmp_path / "store"))
+    assert list_versions(Store(str(tmp_path / "store"))) == []
+
+
+def test_a_source_that_is_not_there_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
+    missing = tiny | {"source": {"dataset": "busi", "root": str(tmp_path / "nowhere")}}
+    with pytest.raises(ValueError, match="nowhere"):
+        build_dataset(recipe=parse(missing), store=str(tmp_path / "store"))
+
+
+def test_a_source_without_healthy_scans_says_so(tiny: dict[str, Any], tmp_path: Path) -> None:
+    sick = tiny | {"source": {"dataset": "phantom", "count": 30, "px": 64, "normal": 0.0, "malignant": 0.5}}
+    with pytest.raises(ValueError, match="no normal scan in the training split"):
+        build_dataset(recipe=parse(sick), store=str(tmp_path / "store"))

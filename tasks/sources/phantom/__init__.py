@@ -33,12 +33,12 @@ class Params(Record):
     """How many phantoms of what."""
 
     dataset: Literal["phantom"] = "phantom"
-    count: int = Field(240, ge=1, le=100_000, description="Pictures to simulate; two views of each patient.")
-    px: int = Field(128, ge=32, le=512, multiple_of=8, description="Side of the square pictures, pixels.")
-    organ: Literal["breast", "fetal head"] = Field("breast", description="What is looked at.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Same seed, same phantoms.")
-    normal: float = Field(0.4, ge=0, le=1, description="Share of patients with normal breast tissue.")
-    malignant: float = Field(0.3, ge=0, le=1, description="Share of patients with a malignant lesion.")
+    count: int = Field(default=240, ge=1, le=100_000, description="Pictures to simulate; two views of each patient.")
+    px: int = Field(default=128, ge=32, le=512, multiple_of=8, description="Side of the square pictures, pixels.")
+    organ: Literal["breast", "fetal head"] = Field(default="breast", description="What is looked at.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Same seed, same phantoms.")
+    normal: float = Field(default=0.4, ge=0, le=1, description="Share of patients with normal breast tissue.")
+    malignant: float = Field(default=0.3, ge=0, le=1, description="Share of patients with a malignant lesion.")
 
 
 def read(params: Params) -> Iterator[Scan]:

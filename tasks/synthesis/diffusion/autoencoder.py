@@ -26,17 +26,19 @@ from tasks.synthesis.diffusion import checkpoint
 class AutoencoderParams(Record):
     """How the autoencoder is built and trained."""
 
-    channels: tuple[int, int, int] = Field((32, 64, 128), description="Channels at full, half and quarter size.")
-    latent_channels: int = Field(4, ge=2, le=16, description="Latent channels; Stable Diffusion has 4.")
-    steps: int = Field(1400, ge=1, le=1_000_000, description="Training steps.")
-    batch: int = Field(16, ge=1, le=512, description="Crops a step.")
-    crop: int = Field(64, ge=32, le=512, multiple_of=16, description="Side of the training crops, pixels.")
-    learning_rate: float = Field(6e-4, gt=0, le=0.1, description="Peak rate of AdamW, cosine to a tenth.")
-    spectrum: float = Field(0.1, ge=0, le=10, description="Weight of the short-time spectrum's log amplitude.")
-    adversary: float = Field(0.5, ge=0, le=10, description="Weight of the discriminator, in gradient norm.")
-    adversary_from: float = Field(0.45, ge=0, le=1, description="Share of the steps after which it sets in.")
-    kl: float = Field(1e-6, ge=0, le=1, description="Weight of the KL term.")
-    checkpoint_every: int = Field(200, ge=1, description="Steps between saved states.")
+    channels: tuple[int, int, int] = Field(
+        default=(32, 64, 128), description="Channels at full, half and quarter size."
+    )
+    latent_channels: int = Field(default=4, ge=2, le=16, description="Latent channels; Stable Diffusion has 4.")
+    steps: int = Field(default=1400, ge=1, le=1_000_000, description="Training steps.")
+    batch: int = Field(default=16, ge=1, le=512, description="Crops a step.")
+    crop: int = Field(default=64, ge=32, le=512, multiple_of=16, description="Side of the training crops, pixels.")
+    learning_rate: float = Field(default=6e-4, gt=0, le=0.1, description="Peak rate of AdamW, cosine to a tenth.")
+    spectrum: float = Field(default=0.1, ge=0, le=10, description="Weight of the short-time spectrum's log amplitude.")
+    adversary: float = Field(default=0.5, ge=0, le=10, description="Weight of the discriminator, in gradient norm.")
+    adversary_from: float = Field(default=0.45, ge=0, le=1, description="Share of the steps after which it sets in.")
+    kl: float = Field(default=1e-6, ge=0, le=1, description="Weight of the KL term.")
+    checkpoint_every: int = Field(default=200, ge=1, description="Steps between saved states.")
 
 
 def build(params: AutoencoderParams, px: int) -> AutoencoderKL:
@@ -107,7 +109,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         real = _crops(images, params, seed, step).to(device).contiguous(memory_format=torch.channels_last)
-        losses = _step(vae, critic, optimizer, rival, real, params, step >= params.adversary_from * params.steps)
+        adversarial = step >= params.adversary_from * params.steps
+        drawn = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+        losses = _step(vae, critic, optimizer, rival, real, params, adversarial, drawn)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value
         advance(1)
@@ -129,10 +133,11 @@ def _step(
     real: torch.Tensor,
     params: AutoencoderParams,
     adversarial: bool,
+    drawn: torch.Generator,
 ) -> dict[str, float]:
     with torch.autocast(real.device.type, torch.bfloat16):
         posterior = vae.encode(real.expand(-1, 3, -1, -1), return_dict=False)[0]
-        decoded = vae.decode(cast(torch.FloatTensor, posterior.sample()), return_dict=False)[0]
+        decoded = vae.decode(cast(torch.FloatTensor, posterior.sample(drawn)), return_dict=False)[0]
     fake = decoded.float().mean(1, keepdim=True)
     absolute = (fake - real).abs().mean()
     spectrum = spectral_distance(fake, real)

@@ -53,10 +53,11 @@ def reconstruction(images: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> dic
     """How pictures (N, H, W) came back: error, and speckle before and after."""
     before, after = speckle(images), speckle(decoded)
     error = images.astype(np.float64) - decoded.astype(np.float64)
+    squared = max(float((error**2).mean()), 1e-12)  # equal pictures: 168 dB rather than infinity
     return {
         "n": len(images),
         "absolute_error": round(float(np.abs(error).mean()), 3),
-        "psnr_db": round(float(10 * np.log10(255**2 / (error**2).mean())), 2),
+        "psnr_db": round(float(10 * np.log10(255**2 / squared)), 2),
         "power_ratio": [round(b / a, 3) for a, b in zip(before.power, after.power, strict=True)],
         "before": _rounded(before),
         "after": _rounded(after),

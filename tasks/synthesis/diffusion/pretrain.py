@@ -37,24 +37,24 @@ FILL_LESION, FILL_HEALTHY, WHOLE, AROUND = range(4)
 class UNetParams(Record):
     """How the UNet and the text encoder are built and trained."""
 
-    channels: tuple[int, int, int] = Field((64, 96, 160), description="Channels at the three resolutions.")
-    layers: int = Field(1, ge=1, le=4, description="Residual blocks a resolution.")
-    text_width: int = Field(128, ge=16, le=1024, description="Width of the text encoder.")
-    text_length: int = Field(32, ge=8, le=77, description="Tokens a prompt is padded or cut to.")
-    steps: int = Field(4000, ge=1, le=10_000_000, description="Training steps.")
-    batch: int = Field(16, ge=1, le=4096, description="Examples a step.")
-    learning_rate: float = Field(5e-4, gt=0, le=0.1, description="Peak rate of AdamW, cosine to a twentieth.")
-    warmup: int = Field(150, ge=0, description="Steps until the peak rate.")
-    snr_gamma: float = Field(5.0, gt=0, description="Cut of the min-SNR weights.")
-    caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of prompts replaced by the empty one.")
-    lesion_weight: float = Field(2.5, ge=0, description="Loss weight inside lesions.")
-    hole_weight: float = Field(1.5, ge=0, description="Loss weight in the rest of the hole.")
-    outside_weight: float = Field(0.4, ge=0, description="Loss weight outside the hole.")
+    channels: tuple[int, int, int] = Field(default=(64, 96, 160), description="Channels at the three resolutions.")
+    layers: int = Field(default=1, ge=1, le=4, description="Residual blocks a resolution.")
+    text_width: int = Field(default=128, ge=16, le=1024, description="Width of the text encoder.")
+    text_length: int = Field(default=32, ge=8, le=77, description="Tokens a prompt is padded or cut to.")
+    steps: int = Field(default=4000, ge=1, le=10_000_000, description="Training steps.")
+    batch: int = Field(default=16, ge=1, le=4096, description="Examples a step.")
+    learning_rate: float = Field(default=5e-4, gt=0, le=0.1, description="Peak rate of AdamW, cosine to a twentieth.")
+    warmup: int = Field(default=150, ge=0, description="Steps until the peak rate.")
+    snr_gamma: float = Field(default=5.0, gt=0, description="Cut of the min-SNR weights.")
+    caption_dropout: float = Field(default=0.1, ge=0, le=1, description="Share of prompts replaced by the empty one.")
+    lesion_weight: float = Field(default=2.5, ge=0, description="Loss weight inside lesions.")
+    hole_weight: float = Field(default=1.5, ge=0, description="Loss weight in the rest of the hole.")
+    outside_weight: float = Field(default=0.4, ge=0, description="Loss weight outside the hole.")
     shares: tuple[float, float, float, float] = Field(
-        (0.52, 0.2, 0.18, 0.1), description="Shares of examples: lesion, healthy, whole picture, surroundings."
+        default=(0.52, 0.2, 0.18, 0.1), description="Shares of examples: lesion, healthy, whole picture, surroundings."
     )
-    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights.")
-    checkpoint_every: int = Field(200, ge=1, description="Steps between saved states.")
+    ema: float = Field(default=0.999, ge=0, lt=1, description="Decay of the averaged weights.")
+    checkpoint_every: int = Field(default=200, ge=1, description="Steps between saved states.")
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ def build(
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=params.text_length,
-            bos_token_id=tokenizer.convert_tokens_to_ids(vocabulary.START),
-            eos_token_id=tokenizer.convert_tokens_to_ids(vocabulary.END),
-            pad_token_id=tokenizer.convert_tokens_to_ids(vocabulary.END),
+            bos_token_id=cast(int, tokenizer.convert_tokens_to_ids(vocabulary.START)),
+            eos_token_id=cast(int, tokenizer.convert_tokens_to_ids(vocabulary.END)),
+            pad_token_id=cast(int, tokenizer.convert_tokens_to_ids(vocabulary.END)),
         )
     )
     crossed = "CrossAttn{}Block2D"

@@ -51,7 +51,7 @@ def test_a_group_is_never_split_and_folds_are_alike():
 def test_a_copy_in_the_same_group_cannot_be_remembered():
     """Synthetic images equal to real ones of the same group: out of fold there is nothing to learn."""
     found = detector.out_of_fold(REAL, REAL, PARAMS, seed=0)
-    assert area_under_curve(found) == 0.5
+    assert area_under_curve(found) == pytest.approx(0.5, abs=0.01)  # batches of other sizes round otherwise
 
 
 def test_one_group_or_one_image_is_refused():

@@ -68,9 +68,11 @@ def test_the_shipped_extractor_tells_degraded_pictures_from_untouched_ones():
         pytest.skip("models/extractor is not there")
     from tasks.quality.degradation import DEGRADATIONS
     from tasks.quality.kernel import kernel_distance
+    from tasks.sources import phantom
 
     extractor, rng = features.load(folder), np.random.default_rng(0)
-    shown = pictures(120, 0, px=128).images
+    scans = phantom.read(phantom.Params(dataset="phantom", count=80, px=128, seed=977))
+    shown = np.stack([scan.image for scan in scans if scan.image is not None])
     plain, other = extractor.features(shown[::2]), shown[1::2]
     same = kernel_distance(plain, extractor.features(other))
     for name, kind in DEGRADATIONS.items():

@@ -27,8 +27,8 @@ def test_it_is_unbiased_even_for_ten_images():
 
 def test_the_interval_holds_the_value_and_covers_the_truth():
     """The distance of the same two distributions at large N lies in about 95 % of the intervals."""
-    truth = kernel_distance(cloud(4000, 8, 1), cloud(4000, 8, 2, shift=0.3))
-    scores = [kid(evidence(cloud(80, 8, 10 + k), cloud(60, 8, 900 + k, shift=0.3))) for k in range(60)]
+    truth = kernel_distance(cloud(2000, 8, 1), cloud(2000, 8, 2, shift=0.3))
+    scores = [kid(evidence(cloud(80, 8, 10 + k), cloud(60, 8, 900 + k, shift=0.3))) for k in range(40)]
     covered = [s.low is not None and s.high is not None and s.low <= truth <= s.high for s in scores]
     assert all(s.low < s.value < s.high for s in scores if s.low and s.value and s.high)
     assert 0.82 <= np.mean(covered) <= 1

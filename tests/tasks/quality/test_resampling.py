@@ -14,7 +14,11 @@ def test_halves_share_no_group_and_are_equally_large():
 def test_one_huge_group_leaves_small_halves_rather_than_sharing():
     groups = ["big"] * 50 + ["a", "b", "c"]
     halves = group_halves(groups, 50, 10, np.random.default_rng(0))
-    assert all(1 <= len(a) <= 3 for a, _ in halves)
+    assert all(2 <= len(a) <= 3 for a, _ in halves)
+
+
+def test_two_patients_of_one_image_have_no_halves():
+    assert group_halves(["a", "b"], 5, 3, np.random.default_rng(0)) == []
 
 
 def test_one_group_has_no_halves():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -38,8 +40,6 @@ def test_folds_without_both_sides_are_refused():
 def test_the_score_has_interval_and_floor():
     plain = evidence(np.zeros((120, 3)), np.zeros((90, 3)))
     floor = detection(60, 60, 0.0, folds=3, seed=1)
-    from dataclasses import replace
-
     score = detector_auc(replace(plain, detection=detection(120, 90, 1.0, folds=3), floor_detection=floor))
     assert score.value is not None
     assert score.low is not None
@@ -50,6 +50,14 @@ def test_the_score_has_interval_and_floor():
     assert score.high - score.low < 0.2
     assert score.floor_low < 0.5 < score.floor_high
     assert score.low > score.floor_high
+
+
+def test_folds_that_share_nothing_give_no_number_but_a_reason():
+    apart = Detection(np.zeros(4, np.float32), np.ones(4, np.float32), np.zeros(4, int), np.ones(4, int))
+    plain = evidence(np.zeros((4, 3)), np.zeros((4, 3)))
+    score = detector_auc(replace(plain, detection=apart))
+    assert score.value is None
+    assert "no fold holds both" in score.note
 
 
 def test_without_a_detector_there_is_no_number():
