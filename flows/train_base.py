@@ -3,8 +3,9 @@
 import hashlib
 import json
 import platform
-import time
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,9 +56,10 @@ def export(
     unet_curve: list[dict[str, float]],
 ) -> Path:
     """Write the base with `training.json`: parameters, loss curves and measurements."""
-    folder = out / BASE
-    networks.export(trained, folder)
-    record = {
+    folder, fresh = out / BASE, out / f".{BASE}.writing"
+    shutil.rmtree(fresh, ignore_errors=True)
+    networks.export(trained, fresh)
+    record: dict[str, Any] = {
         "params": params.model_dump(mode="json"),
         "autoencoder_curve": autoencoder_curve,
         "unet_curve": unet_curve,
@@ -67,11 +69,113 @@ def export(
             for name in ("vae", "unet", "text_encoder")
         },
         "trained_with": {"torch": torch.__version__, "python": platform.python_version()},
-        "written": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    bases.check(folder)
+    (fresh / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (fresh / "README.md").write_text(card(record), encoding="utf-8")
+    bases.check(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
     return folder
+
+
+def card(record: dict[str, Any]) -> str:
+    """The model card of a `training.json`: only what was set, counted or measured."""
+    params, found = record["params"], record["reconstruction"]
+    held_out = params["held_out"]
+    parts = "".join(f"| {name} | {count:,} |\n" for name, count in record["parameters"].items())
+    first = "".join(
+        f"| {row['step']} | {row['absolute']:.4f} | {row['spectrum']:.4f} | {row.get('critic', '')} |\n"
+        for row in record["autoencoder_curve"]
+    )
+    rows = record["unet_curve"]
+    kept = [row for index, row in enumerate(rows) if index % max(1, len(rows) // 12) == 0 or row is rows[-1]]
+    second = "".join(f"| {row['step']} | {row['train']:.4f} | {row['held_out']:.4f} |\n" for row in kept)
+    third = "".join(_card_row(organ, measured) for organ, measured in found.items())
+    return CARD.format(
+        px=params["px"],
+        phantoms=params["phantoms"],
+        trained=params["phantoms"] - held_out,
+        held_out=held_out,
+        seeds=f"{params['phantom_seed']} and {params['seed']}",
+        parts=parts,
+        first=first,
+        second=second,
+        third=third,
+        vae=f"{params['autoencoder']['steps']} steps of {params['autoencoder']['batch']} crops",
+        unet=f"{params['unet']['steps']} steps of {params['unet']['batch']} examples",
+        **record["trained_with"],
+    )
+
+
+def _card_row(organ: str, measured: dict[str, Any]) -> str:
+    before, after = measured["before"], measured["after"]
+    ratios = " / ".join(f"{ratio:.2f}" for ratio in measured["power_ratio"])
+    return (
+        f"| {organ} | {measured['n']} | {measured['absolute_error']} | {measured['psnr_db']} | {ratios} "
+        f"| {before['down']:.2f} to {after['down']:.2f} | {before['across']:.2f} to {after['across']:.2f} "
+        f"| {before['contrast']:.3f} to {after['contrast']:.3f} |\n"
+    )
+
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: image-to-image
+tags: [ultrasound, inpainting, synthetic]
+---
+# sonoforge-base
+
+A small latent diffusion model of ultrasound in diffusers' Stable Diffusion inpainting layout, {px} x {px} px,
+made to be fine-tuned with LoRA. `StableDiffusionInpaintPipeline.from_pretrained(folder, safety_checker=None,
+feature_extractor=None)` opens it.
+
+## Data
+
+{phantoms} simulated pictures (`tasks/sources/phantom`): breasts with benign, malignant and no lesion, and fetal
+heads. {trained} to train on, the last {held_out} held out. Seeds {seeds}. **No scan of a patient was used.**
+
+## Training
+
+`sonoforge train-base` (the defaults of `tasks.pretrain.PretrainParams`; `training.json` holds all of them and the
+whole curves). It stops and resumes at any moment. Same machine and thread count, same weights; another machine
+rounds differently.
+
+| part | parameters |
+|---|---|
+{parts}
+Autoencoder: {vae}, absolute error + log amplitude of short-time spectra + patch discriminator + a trace of KL.
+UNet and text encoder, together: {unet}, velocity prediction, min-SNR weights, averaged weights.
+Half of the examples fill the hole around a lesion (the lesion ends 3 px inside it), a fifth fill holes with healthy
+tissue, the rest draw whole pictures and lesions with their surroundings. Trained with torch {torch}, Python {python}.
+
+Autoencoder, mean of the steps before (errors on the scale -1 to 1):
+
+| step | absolute error | spectral distance | discriminator hinge |
+|---|---|---|---|
+{first}
+UNet, weighted squared error of the velocity; held-out phantoms with fixed noise and averaged weights:
+
+| step | training | held out |
+|---|---|---|
+{second}
+## Through the autoencoder and back, held-out phantoms
+
+Spectral power ratio in four radial bands up to 0.125, 0.25, 0.375 and 0.5 cycles per pixel (1 keeps speckle, 0 wipes
+it out); correlation with the picture shifted by one pixel down and across; local deviation over local mean.
+
+| organ | n | absolute error, grey levels | PSNR, dB | power ratio | down | across | contrast |
+|---|---|---|---|---|---|---|---|
+{third}
+## Limits
+
+- It has only seen phantoms: straight-down beams, one lesion a picture, no reverberation, vessels or implants.
+- The finest speckle comes back weaker than it was (last band above); pasted back, a filled hole is a little smoother
+  than what surrounds it.
+- Burned-in marks and text do not survive the autoencoder: composite outside the hole, as the pipeline here does.
+- Prompts it knows: "ultrasound of breast, benign lesion", "..., malignant lesion", "..., normal tissue",
+  "ultrasound of fetal head, standard plane". Other words tokenize but mean nothing to it yet.
+- Not a medical device; not for diagnosis.
+"""
 
 
 if __name__ == "__main__":

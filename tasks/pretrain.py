@@ -145,16 +145,19 @@ def decoded(base: Base, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def train_extractor(corpus: Corpus, params: PretrainParams, folder: Path) -> str:
-    """Train and save the extractor of the set scores; its digest."""
+    """Train and save the extractor of the set scores, or keep the one that the same call made; its digest."""
     part = _part(corpus, slice(0, -params.held_out))
-    masks = part.masks & (np.array(part.labels) != "head")[:, None, None]
-    with track.track("extractor", params.extractor.steps, "steps"):
-        advance: Callable[[int], None] = partial(track.advance, "extractor")
-        weights = features.train(part.images, masks, part.labels, params.extractor, params.seed, advance)
     about = {
         "data": f"{len(part.images)} phantoms, seed {params.phantom_seed}, {params.px} px; no scan of a patient",
         "params": params.extractor.model_dump(),
     }
+    config = folder / "config.json"
+    if config.is_file() and json.loads(config.read_text()).get("about") == about:
+        return features.load(folder).digest
+    masks = part.masks & (np.array(part.labels) != "head")[:, None, None]
+    with track.track("extractor", params.extractor.steps, "steps"):
+        advance: Callable[[int], None] = partial(track.advance, "extractor")
+        weights = features.train(part.images, masks, part.labels, params.extractor, params.seed, advance)
     return features.save(folder, weights, about)
 
 

@@ -119,7 +119,8 @@ def detect_synthetic(
                     ("floor a", a, floor.real, floor.real_fold),
                     ("floor b", b, floor.synthetic, floor.synthetic_fold),
                 ):
-                    parts.append(_sides(side, [real_ids[i] for i in at], [real.groups[i] for i in at], answers, fold))
+                    own = [kept[row] for row in at]
+                    parts.append(_sides(side, [s.id for s in own], [s.group for s in own], answers, fold))
         return _written(store, DETECT, key, "detection.parquet", pa.concat_tables(parts))
 
     described = {"detector": params.model_dump(mode="json"), "labels": list(labels), "seed": seed}

@@ -53,7 +53,7 @@ class JudgesParams(Record):
     segmenter: SegmenterParams = Field(default=SegmenterParams(), description="Lesion mask of an image.")
     detector: DetectorParams = Field(default=DetectorParams(), description="Real or synthetic, out of fold.")
     critic: CriticParams | None = Field(
-        CriticParams(),
+        default=CriticParams(),
         description="Vision Transformer that picks among candidates; null: the first is taken.",
     )
 
@@ -64,10 +64,10 @@ class StoredCheckpoints:
     def __init__(self, store: Store, step: str, key: str) -> None:
         self._store, self._prefix = store, keys.step_file(step, key, "checkpoints")
 
-    def save(self, step: int, state: bytes) -> None:
-        """Keep `state` after training step `step`, and forget the one before it."""
-        previous = self._store.list(self._prefix)
-        self._store.put(f"{self._prefix}/{step:08d}.safetensors", state)
+    def save(self, step: int, data: bytes) -> None:
+        """Keep `data` after training step `step`, and forget what was kept before it."""
+        previous = [key for key in self._store.list(self._prefix) if key < f"{self._prefix}/{step:08d}"]
+        self._store.put(f"{self._prefix}/{step:08d}.safetensors", data)
         for key in previous:
             self._store.delete(key)
 

@@ -74,7 +74,7 @@ def dilate(mask: Mask, px: int) -> Mask:
     """Grow a mask by a disc of radius `px` pixels."""
     if px <= 0:
         return mask.copy()
-    return np.asarray(ndimage.distance_transform_edt(~mask) <= px)
+    return np.asarray(ndimage.distance_transform_edt(~mask)) <= px
 
 
 def outline(mask: Mask) -> Mask:

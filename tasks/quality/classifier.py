@@ -21,9 +21,9 @@ PX = 96
 class Params(Record):
     """How the classifier is trained."""
 
-    steps: int = Field(600, ge=1, le=100_000, description="optimizer steps; 600 take about 11 s on one core")
-    batch: int = Field(16, ge=2, le=1024, description="images a step, every label equally often")
-    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate")
+    steps: int = Field(default=600, ge=1, le=100_000, description="optimizer steps; 600 take about 11 s on one core")
+    batch: int = Field(default=16, ge=2, le=1024, description="images a step, every label equally often")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="peak learning rate")
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ PX = 48
 class Params(Record):
     """How the critic is trained."""
 
-    steps: int = Field(500, ge=1, le=100_000, description="optimizer steps")
-    batch: int = Field(32, ge=2, le=1024, description="lesions a step, half of them generated")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate")
+    steps: int = Field(default=500, ge=1, le=100_000, description="optimizer steps")
+    batch: int = Field(default=32, ge=2, le=1024, description="lesions a step, half of them generated")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="peak learning rate")
 
 
 @dataclass(frozen=True)

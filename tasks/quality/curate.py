@@ -20,10 +20,10 @@ class Threshold(Record):
     """
 
     score: str = Field(description="name of an image score")
-    min: float | None = Field(None, description="lowest value that stays")
-    max: float | None = Field(None, description="highest value that stays")
-    min_real: float | None = Field(None, ge=0, le=1, description="lowest, as a quantile of held-out real images")
-    max_real: float | None = Field(None, ge=0, le=1, description="highest, as a quantile of held-out real images")
+    min: float | None = Field(default=None, description="lowest value that stays")
+    max: float | None = Field(default=None, description="highest value that stays")
+    min_real: float | None = Field(default=None, ge=0, le=1, description="lowest, as a held-out real quantile")
+    max_real: float | None = Field(default=None, ge=0, le=1, description="highest, as a held-out real quantile")
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
@@ -38,8 +38,8 @@ class Limit(Record):
     """A limit on one set score. `max_over_floor` is in units of the real-vs-real floor."""
 
     score: str = Field(description="name of a set score")
-    max: float | None = Field(None, description="highest value of the score")
-    max_over_floor: float | None = Field(None, gt=0, description="highest value, in multiples of its floor")
+    max: float | None = Field(default=None, description="highest value of the score")
+    max_over_floor: float | None = Field(default=None, gt=0, description="highest value, in multiples of its floor")
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
@@ -51,8 +51,8 @@ class Limit(Record):
 class GateParams(Record):
     """What a set must reach to be published."""
 
-    min_kept: int = Field(1, ge=0, description="fewest samples a published set may have")
-    limits: list[Limit] = Field([], description="limits on set scores")
+    min_kept: int = Field(default=1, ge=0, description="fewest samples a published set may have")
+    limits: list[Limit] = Field(default=[], description="limits on set scores")
 
 
 def check_names(asked: Collection[str], known: Collection[str], kind: str) -> None:

@@ -28,10 +28,10 @@ _CUT = 48
 class Params(Record):
     """How each fold's detector is trained."""
 
-    folds: int = Field(3, ge=2, le=20, description="folds, by group")
-    steps: int = Field(150, ge=1, le=100_000, description="optimizer steps a fold")
-    batch: int = Field(24, ge=2, le=1024, description="images a step, half of them synthetic")
-    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate")
+    folds: int = Field(default=3, ge=2, le=20, description="folds, by group")
+    steps: int = Field(default=150, ge=1, le=100_000, description="optimizer steps a fold")
+    batch: int = Field(default=24, ge=2, le=1024, description="images a step, half of them synthetic")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="peak learning rate")
 
 
 @dataclass(frozen=True)

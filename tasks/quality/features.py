@@ -35,9 +35,9 @@ _CONFIG = {"name": "sonoforge-features", "architecture": 1, "dimension": DIMENSI
 class Params(Record):
     """How the extractor is trained. The defaults take about a minute on two cores."""
 
-    steps: int = Field(1200, ge=1, le=100_000, description="optimizer steps")
-    batch: int = Field(32, ge=2, le=1024, description="images a step")
-    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate")
+    steps: int = Field(default=1200, ge=1, le=100_000, description="optimizer steps")
+    batch: int = Field(default=32, ge=2, le=1024, description="images a step")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="peak learning rate")
 
 
 class Network(nn.Module):

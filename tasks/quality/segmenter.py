@@ -20,9 +20,9 @@ PX = 64
 class Params(Record):
     """How the segmenter is trained."""
 
-    steps: int = Field(400, ge=1, le=100_000, description="optimizer steps; 400 take about 20 s on one core")
-    batch: int = Field(16, ge=2, le=1024, description="images a step")
-    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate")
+    steps: int = Field(default=400, ge=1, le=100_000, description="optimizer steps; 400 take about 20 s on one core")
+    batch: int = Field(default=16, ge=2, le=1024, description="images a step")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="peak learning rate")
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ KEPT, SET_ASIDE = "kept", "set aside"
 class ScreenParams(Record):
     """How scans are screened and split."""
 
-    px: int = Field(128, ge=32, le=1024, multiple_of=8, description="Side of the square scans are fitted into, px")
-    val: float = Field(0.15, ge=0, lt=1, description="Share of the images for validation")
-    test: float = Field(0.15, ge=0, lt=1, description="Share of the images held out to the end")
-    keep_marked: bool = Field(False, description="Keep scans with burned-in marks or coloured overlays")
+    px: int = Field(
+        default=128, ge=32, le=1024, multiple_of=8, description="Side of the square scans are fitted into, px"
+    )
+    val: float = Field(default=0.15, ge=0, lt=1, description="Share of the images for validation")
+    test: float = Field(default=0.15, ge=0, lt=1, description="Share of the images held out to the end")
+    keep_marked: bool = Field(default=False, description="Keep scans with burned-in marks or coloured overlays")
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> "ScreenParams":

@@ -39,7 +39,7 @@ class Params(Record):
 
     dataset: Literal["busbra"] = "busbra"
     root: Path = Field(description="Folder with Images/, Masks/ and bus_data.csv, or the one that holds it")
-    official_folds: bool = Field(True, description="Split by 5-fold-cv.csv: fold 5 test, fold 4 validation")
+    official_folds: bool = Field(default=True, description="Split by 5-fold-cv.csv: fold 5 test, fold 4 validation")
 
 
 def read(params: Params) -> Iterator[Scan]:

@@ -35,11 +35,7 @@ ORGAN = "breast"
 LABELS = ("benign", "malignant", "normal")
 LAYOUT = "images/ABCD_000.png, masks/ABCD_000.png and INFO.csv (Image;Resolution;Label;Doppler;Marks;Combined)"
 
-_COLOURS: dict[str, tuple[int, int, int]] = {
-    "black": (0, 0, 0),
-    "benign": (0, 255, 0),
-    "malignant": (255, 0, 0),
-}
+_CODES = ("black", "benign", "malignant")
 _FLAGS = {
     "Doppler": "marks: Doppler (INFO.csv)",
     "Marks": "marks: burned-in marks (INFO.csv)",
@@ -111,8 +107,7 @@ def _lesion(path: Path, shape: tuple[int, ...], label: str) -> tuple[Mask | None
     mask, problems = files.fit_shape(classes > 0, path.name, shape)
     if mask is None:
         return None, problems
-    names = list(_COLOURS)
-    drawn = {names[k]: int((classes == k).sum()) for k in (1, 2)}
+    drawn = {_CODES[k]: int((classes == k).sum()) for k in (1, 2)}
     wrong = [f"{count} px {name}" for name, count in drawn.items() if count and name != label and label in LABELS]
     if wrong:
         return mask, (f"mask colour says {' and '.join(wrong)}, the table {label}",)
@@ -122,7 +117,9 @@ def _lesion(path: Path, shape: tuple[int, ...], label: str) -> tuple[Mask | None
 
 
 def nearest_colour(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Class of each pixel of shape (h, w, 3) by the nearest colour code: 0 black, 1 benign, 2 malignant."""
-    codes = np.array(list(_COLOURS.values()), np.float32)
-    distance = np.square(pixels[:, :, None, :].astype(np.float32) - codes).sum(-1)
-    return distance.argmin(-1)
+    """Class of each pixel of shape (h, w, 3) by the nearest colour code: 0 black, 1 benign (green), 2
+    malignant (red)."""
+    # Of the three codes, black is farther than a colour exactly where that channel passes one half, and of the
+    # two colours the nearer is the larger channel; blue says nothing.
+    red, green = pixels[..., 0], pixels[..., 1]
+    return np.where((green >= 128) & (green >= red), 1, np.where(red >= 128, 2, 0))

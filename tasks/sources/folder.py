@@ -36,8 +36,8 @@ class Params(Record):
 
     dataset: Literal["folder"] = "folder"
     root: Path = Field(description="Folder with images/, masks/ and labels.csv")
-    organ: Literal["breast", "fetal head"] = Field("breast", description="Organ where the table names none")
-    licence: str = Field(LICENCE, description="Licence of the scans, inherited by everything made from them")
+    organ: Literal["breast", "fetal head"] = Field(default="breast", description="Organ where the table names none")
+    licence: str = Field(default=LICENCE, description="Licence of the scans, inherited by everything made from them")
 
 
 def read(params: Params) -> Iterator[Scan]:

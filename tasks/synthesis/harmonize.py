@@ -30,23 +30,23 @@ class Params(Sampling):
     """How lesions are blended in. Lengths are shares of the image's side unless they say otherwise."""
 
     stage: Literal["harmonize"] = "harmonize"
-    strength: float = Field(0.3, gt=0, le=1, description="How much is redrawn: 0 nothing, 1 everything")
-    ring: float = Field(0.04, ge=0, le=0.3, description="Width of the ring around the lesion's hole")
+    strength: float = Field(default=0.3, gt=0, le=1, description="How much is redrawn: 0 nothing, 1 everything")
+    ring: float = Field(default=0.04, ge=0, le=0.3, description="Width of the ring around the lesion's hole")
     shadow_db: float = Field(
-        6.0,
+        default=6.0,
         ge=0,
         le=40,
         description="Strongest darkening behind malignant lesions, dB; each draws its own",
     )
     enhancement_db: float = Field(
-        3.0, ge=0, le=20, description="Strongest brightening behind benign lesions, dB; each draws its own"
+        default=3.0, ge=0, le=20, description="Strongest brightening behind benign lesions, dB; each draws its own"
     )
-    feather: float = Field(0.02, ge=0, le=0.2, description="Width of the soft edge of the redrawn lesion")
+    feather: float = Field(default=0.02, ge=0, le=0.2, description="Width of the soft edge of the redrawn lesion")
     shading: float = Field(
-        0.02, gt=0, le=0.2, description="Around the lesion, changes finer than this are not taken over"
+        default=0.02, gt=0, le=0.2, description="Around the lesion, changes finer than this are not taken over"
     )
     reach: float = Field(
-        1.5, gt=0, le=10, description="Depth over which shadow or enhancement fades, in lesion heights"
+        default=1.5, gt=0, le=10, description="Depth over which shadow or enhancement fades, in lesion heights"
     )
 
 

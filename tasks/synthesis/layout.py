@@ -23,9 +23,7 @@ SAME_SHAPE = 0.95
 """Two masks whose intersection over union, centred on each other, reaches this are the same mask."""
 
 _DARK = 12  # grey levels; below, on average over a neighbourhood, nothing was imaged
-_WORKING_SIDE = (
-    96  # donors are deformed at about this size, whatever theirs, so that small ones get smooth edges
-)
+_WORKING_SIDE = 96  # donors are deformed at about this size, whatever theirs, so that small ones get smooth edges
 
 
 class Params(Record):
@@ -33,24 +31,24 @@ class Params(Record):
 
     stage: Literal["layout"] = "layout"
     elastic: float = Field(
-        0.07, ge=0.01, le=0.3, description="Standard deviation of the elastic displacement, in lesion sizes"
+        default=0.07, ge=0.01, le=0.3, description="Standard deviation of the elastic displacement, in lesion sizes"
     )
     smoothness: float = Field(
-        0.22, ge=0.05, le=1, description="Length over which the displacement varies, in lesion sizes"
+        default=0.22, ge=0.05, le=1, description="Length over which the displacement varies, in lesion sizes"
     )
-    smallest_scale: float = Field(0.75, gt=0.1, le=2, description="Smallest rescaling of a donor mask")
-    largest_scale: float = Field(1.25, gt=0.1, le=4, description="Largest rescaling of a donor mask")
-    turn_degrees: float = Field(12, ge=0, le=45, description="Largest rotation of a donor mask")
-    skin: float = Field(0.08, ge=0, le=0.5, description="Depth below the surface that stays free of lesions")
-    skin_mm: float = Field(3.0, ge=0, le=20, description="The same in mm, used where the pixel size is known")
-    edge: float = Field(0.03, ge=0, le=0.3, description="Distance from the sides and bottom of the picture")
+    smallest_scale: float = Field(default=0.75, gt=0.1, le=2, description="Smallest rescaling of a donor mask")
+    largest_scale: float = Field(default=1.25, gt=0.1, le=4, description="Largest rescaling of a donor mask")
+    turn_degrees: float = Field(default=12, ge=0, le=45, description="Largest rotation of a donor mask")
+    skin: float = Field(default=0.08, ge=0, le=0.5, description="Depth below the surface that stays free of lesions")
+    skin_mm: float = Field(default=3.0, ge=0, le=20, description="The same in mm, used where the pixel size is known")
+    edge: float = Field(default=0.03, ge=0, le=0.3, description="Distance from the sides and bottom of the picture")
     typical_depth: float = Field(
-        0.35, gt=0, lt=1, description="Most likely depth of a lesion's centre, 0 surface to 1 bottom"
+        default=0.35, gt=0, lt=1, description="Most likely depth of a lesion's centre, 0 surface to 1 bottom"
     )
-    depth_spread: float = Field(0.13, gt=0, le=1, description="Standard deviation of that depth")
-    smallest: float = Field(0.07, gt=0, lt=1, description="Smallest lesion: square root of its area")
-    largest: float = Field(0.45, gt=0, lt=1, description="Largest lesion: square root of its area")
-    attempts: int = Field(24, ge=1, le=1000, description="Masks tried before a sample is given up")
+    depth_spread: float = Field(default=0.13, gt=0, le=1, description="Standard deviation of that depth")
+    smallest: float = Field(default=0.07, gt=0, lt=1, description="Smallest lesion: square root of its area")
+    largest: float = Field(default=0.45, gt=0, lt=1, description="Largest lesion: square root of its area")
+    attempts: int = Field(default=24, ge=1, le=1000, description="Masks tried before a sample is given up")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Params":
@@ -75,9 +73,7 @@ def _place(params: Params, draft: Draft, tools: Tools) -> Draft:
     donors = [donor for donor in tools.donors if donor.label == draft.label and _is_whole(donor.mask)]
     if not donors:
         known = ", ".join(sorted({donor.label for donor in tools.donors})) or "none at all"
-        return draft.failed(
-            f"no whole donor mask of class {draft.label!r}; the training groups hold masks of: {known}"
-        )
+        return draft.failed(f"no whole donor mask of class {draft.label!r}; the training groups hold masks of: {known}")
     allowed = allowed_tissue(draft.background, params, draft.pixel_mm)
     if not allowed.any():
         return draft.failed("no tissue where a lesion may lie: the image is black, or all skin and edge")
@@ -190,9 +186,7 @@ def _is_whole(mask: Mask) -> bool:
     return bool(inside.any()) and int(inside.sum()) == int(mask.sum())
 
 
-def _scaled(
-    params: Params, donor: Donor, draft: Draft, shrink: float, rng: np.random.Generator
-) -> Mask | None:
+def _scaled(params: Params, donor: Donor, draft: Draft, shrink: float, rng: np.random.Generator) -> Mask | None:
     scale = shrink * float(rng.uniform(params.smallest_scale, params.largest_scale))
     if donor.pixel_mm and draft.pixel_mm:
         scale *= donor.pixel_mm / draft.pixel_mm  # a lesion keeps its size in mm
@@ -215,9 +209,7 @@ def _corner(
     """Top left of a random place where `shape` lies wholly in allowed tissue, likelier at typical depth."""
     if shape.shape[0] > allowed.shape[0] or shape.shape[1] > allowed.shape[1]:
         return None
-    forbidden = signal.fftconvolve(
-        (~allowed).astype(np.float32), shape[::-1, ::-1].astype(np.float32), "valid"
-    )
+    forbidden = signal.fftconvolve((~allowed).astype(np.float32), shape[::-1, ::-1].astype(np.float32), "valid")
     fits = np.rint(forbidden) == 0
     if not fits.any():
         return None

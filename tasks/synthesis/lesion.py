@@ -24,13 +24,13 @@ class Params(Sampling):
 
     stage: Literal["lesion"] = "lesion"
     strength: float = Field(
-        1.0, gt=0, le=1, description="1 draws from pure noise; less keeps some of the tissue that was there"
+        default=1.0, gt=0, le=1, description="1 draws from pure noise; less keeps some of the tissue that was there"
     )
     candidates: int = Field(
-        2, ge=1, le=64, description="Lesions drawn per sample; without a critic only the first is drawn"
+        default=2, ge=1, le=64, description="Lesions drawn per sample; without a critic only the first is drawn"
     )
     feather: float = Field(
-        0.02, ge=0, le=0.2, description="Width of the soft edge of the hole, as a share of the image's side"
+        default=0.02, ge=0, le=0.2, description="Width of the soft edge of the hole, as a share of the image's side"
     )
 
 
@@ -69,9 +69,7 @@ def _finish(draft: Draft, hole: Mask, drawn: list[Grey], params: Params, tools: 
     best, score = 0, None
     if tools.critic is not None:
         mask = _mask(draft)
-        scores = tools.critic(
-            np.stack(candidates), np.stack([mask] * len(candidates)), [draft.label] * len(candidates)
-        )
+        scores = tools.critic(np.stack(candidates), np.stack([mask] * len(candidates)), [draft.label] * len(candidates))
         best = int(np.argmax(scores))
         score = float(scores[best])
     image = candidates[best]

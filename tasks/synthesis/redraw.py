@@ -18,12 +18,12 @@ from tasks.synthesis.draft import Tools
 class Sampling(Record):
     """How a stage that draws samples from the diffusion model."""
 
-    steps: int = Field(20, ge=1, le=1000, description="Denoising steps of DPM-Solver++")
+    steps: int = Field(default=20, ge=1, le=1000, description="Denoising steps of DPM-Solver++")
     guidance: float = Field(
-        2.0, ge=1, le=30, description="Classifier-free guidance scale; 1 switches it off and halves the work"
+        default=2.0, ge=1, le=30, description="Classifier-free guidance scale; 1 switches it off and halves the work"
     )
     precision: sample.Precision = Field(
-        "fp32", description="bf16 halves memory and is faster where the processor has it"
+        default="fp32", description="bf16 halves memory and is faster where the processor has it"
     )
 
 

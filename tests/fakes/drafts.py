@@ -18,9 +18,7 @@ def sector(px: int, seed: int = 0) -> tuple[Grey, Mask]:
     """A speckled picture in a trapezoid that widens downwards, black around it, and where it is not black."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:px, :px]
-    inside = (
-        (np.abs(columns - px / 2) < px * (0.25 + 0.2 * rows / px)) & (rows > px * 0.1) & (rows < px * 0.92)
-    )
+    inside = (np.abs(columns - px / 2) < px * (0.25 + 0.2 * rows / px)) & (rows > px * 0.1) & (rows < px * 0.92)
     speckle = np.clip(rng.rayleigh(45, (px, px)) + 40, 40, 255).astype(np.uint8)
     return np.where(inside, speckle, 0).astype(np.uint8), inside
 

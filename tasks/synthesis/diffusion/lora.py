@@ -36,30 +36,30 @@ _ENCODED_TOGETHER = 8
 class LoraParams(Record):
     """How adapters are trained."""
 
-    rank: int = Field(8, ge=1, le=256, description="Rank of the low-rank matrices; 4 to 16 suit SD 1.5")
-    alpha: int = Field(8, ge=1, le=512, description="Weight of the adapter is alpha / rank")
+    rank: int = Field(default=8, ge=1, le=256, description="Rank of the low-rank matrices; 4 to 16 suit SD 1.5")
+    alpha: int = Field(default=8, ge=1, le=512, description="Weight of the adapter is alpha / rank")
     targets: Literal["attention", "transformer"] = Field(
-        "attention", description="What gets a LoRA: attention alone, or the whole transformer blocks"
+        default="attention", description="What gets a LoRA: attention alone, or the whole transformer blocks"
     )
-    steps: int = Field(1000, ge=1, le=1_000_000, description="Optimizer steps")
-    batch: int = Field(8, ge=1, le=1024, description="Images per step")
+    steps: int = Field(default=1000, ge=1, le=1_000_000, description="Optimizer steps")
+    batch: int = Field(default=8, ge=1, le=1024, description="Images per step")
     learning_rate: float = Field(
-        1e-4, gt=0, le=1, description="Peak rate of AdamW: 1e-4 for SD 1.5, about 2e-3 for the embedded base"
+        default=1e-4, gt=0, le=1, description="Peak rate of AdamW: 1e-4 for SD 1.5, about 2e-3 for the embedded base"
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="Weight decay of AdamW")
-    warmup: int = Field(50, ge=0, description="Steps until the peak rate; a cosine to zero follows")
-    snr_gamma: float | None = Field(5.0, gt=0, description="Min-SNR gamma; null: all noise levels alike")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="Weight decay of AdamW")
+    warmup: int = Field(default=50, ge=0, description="Steps until the peak rate; a cosine to zero follows")
+    snr_gamma: float | None = Field(default=5.0, gt=0, description="Min-SNR gamma; null: all noise levels alike")
     caption_dropout: float = Field(
-        0.1, ge=0, le=1, description="Share of captions dropped, which classifier-free guidance needs"
+        default=0.1, ge=0, le=1, description="Share of captions dropped, which classifier-free guidance needs"
     )
     lesion_weight: float = Field(
-        4.0, ge=1, le=100, description="Weight of the loss inside the lesion's hole, against 1 elsewhere"
+        default=4.0, ge=1, le=100, description="Weight of the loss inside the lesion's hole, against 1 elsewhere"
     )
-    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient")
-    precision: sample.Precision = Field("fp32", description="bf16 is faster where the processor has it")
-    validate_every: int = Field(100, ge=1, description="Steps between two validations on held-out groups")
-    validation_examples: int = Field(32, ge=1, description="Held-out images a validation uses at most")
-    checkpoint_every: int = Field(200, ge=1, description="Steps between two checkpoints")
+    gradient_clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient")
+    precision: sample.Precision = Field(default="fp32", description="bf16 is faster where the processor has it")
+    validate_every: int = Field(default=100, ge=1, description="Steps between two validations on held-out groups")
+    validation_examples: int = Field(default=32, ge=1, description="Held-out images a validation uses at most")
+    checkpoint_every: int = Field(default=200, ge=1, description="Steps between two checkpoints")
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> "LoraParams":

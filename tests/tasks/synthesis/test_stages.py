@@ -82,9 +82,7 @@ def test_the_critic_keeps_its_favourite_candidate(inpainting_base: Base) -> None
     background, _ = sector(PX)
     seen: list[NDArray[np.uint8]] = []
 
-    def darkest(
-        images: NDArray[np.uint8], masks: NDArray[np.bool_], labels: Sequence[str]
-    ) -> NDArray[np.float64]:
+    def darkest(images: NDArray[np.uint8], masks: NDArray[np.bool_], labels: Sequence[str]) -> NDArray[np.float64]:
         seen.append(images)
         return np.array([-float(image[mask].mean()) for image, mask in zip(images, masks, strict=True)])
 

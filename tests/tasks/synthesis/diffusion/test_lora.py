@@ -89,9 +89,7 @@ def test_a_run_killed_and_resumed_equals_one_never_killed_bit_for_bit(
     resumed = train(any_base, params, checkpoints, counted.append)
     assert resumed == undisturbed
     assert sum(counted) == params.steps * params.batch
-    assert (
-        train(any_base, params, checkpoints) == undisturbed
-    )  # a finished run only reads its last checkpoint
+    assert train(any_base, params, checkpoints) == undisturbed  # a finished run only reads its last checkpoint
 
 
 def test_an_adapter_gives_plain_diffusers_the_same_unet_output(any_base: base.Base, tmp_path: Path) -> None:

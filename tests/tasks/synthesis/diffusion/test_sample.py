@@ -75,9 +75,7 @@ def test_less_strength_changes_less(any_base: Base) -> None:
     start = latents.encode(any_base, latents.decode(any_base, latents.encode(any_base, images)))
     changes: list[float] = []
     for strength in (0.1, 0.4, 1.0):
-        made = sample.inpaint(
-            any_base, images, masks, ["a", "a"], [1, 2], steps=10, guidance=1, strength=strength
-        )
+        made = sample.inpaint(any_base, images, masks, ["a", "a"], [1, 2], steps=10, guidance=1, strength=strength)
         changes.append(float((latents.encode(any_base, made) - start).abs().mean()))
     assert changes == sorted(changes)
 
@@ -95,9 +93,9 @@ def test_prompt_and_guidance_reach_the_model(any_base: Base) -> None:
 def test_half_precision_comes_close_and_has_its_own_copy(any_base: Base) -> None:
     images, masks = pictures(2)
     full, half = (
-        sample.inpaint(
-            any_base, images, masks, ["a", "b"], [1, 2], steps=4, guidance=2, precision=precision
-        ).astype(int)
+        sample.inpaint(any_base, images, masks, ["a", "b"], [1, 2], steps=4, guidance=2, precision=precision).astype(
+            int
+        )
         for precision in ("fp32", "bf16")
     )
     assert np.abs(full - half).mean() < 3
@@ -122,6 +120,4 @@ def test_a_unet_of_five_channels_and_another_prediction_are_refused(text_base: B
     config = {**text_base.scheduler_config, "prediction_type": "sample"}
     images, masks = pictures(1)
     with pytest.raises(ValueError, match="predicts 'sample'"):
-        sample.inpaint(
-            replace(text_base, scheduler_config=config), images, masks, ["a"], [1], steps=2, guidance=1
-        )
+        sample.inpaint(replace(text_base, scheduler_config=config), images, masks, ["a"], [1], steps=2, guidance=1)

@@ -1,0 +1,146 @@
+"""Loading a base: what is accepted, and what each refusal says."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.synthesis.diffusion import base
+from tests.fakes.base import make_base
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "fake"
+    make_base(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "copy"))
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_folder_loads_once_in_a_process_and_in_float32(folder: Path) -> None:
+    loaded = base.load(str(folder))
+    assert base.load(str(folder)) is loaded
+    for module in (loaded.vae, loaded.unet, loaded.text_encoder):
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_the_digest_names_the_content_not_the_place(original: Path, folder: Path) -> None:
+    assert base.digest(folder) == base.digest(original)
+    (folder / "README.md").write_text("a card is not the model")
+    assert base.digest(folder) == base.digest(original)
+    edit(folder / "scheduler" / "scheduler_config.json", steps_offset=7)
+    assert base.digest(folder) != base.digest(original)
+
+
+def test_a_base_on_any_filesystem_is_copied_once(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(original), "/bases/fake", recursive=True)
+    first = base.locate("memory://bases/fake")
+    assert first.is_relative_to(tmp_path)
+    assert base.digest(first) == base.digest(original)
+    assert base.locate("memory://bases/fake") == first
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_a_missing_component_is_named(folder: Path, component: str) -> None:
+    shutil.rmtree(folder / component)
+    with pytest.raises(ValueError, match=rf"no (UNet|vae|text_encoder).*{component}/config.json"):
+        base.load(str(folder))
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "scheduler"])
+def test_a_missing_folder_is_named(folder: Path, component: str) -> None:
+    shutil.rmtree(folder / component)
+    with pytest.raises(ValueError, match=rf"no {component}/ folder"):
+        base.load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.ckpt"])
+def test_pickled_weights_are_refused_without_being_opened(folder: Path, name: str) -> None:
+    weights = next((folder / "unet").glob("*.safetensors"))
+    weights.rename(folder / "unet" / name)
+    with pytest.raises(ValueError, match=r"pickled weights only .*run code"):
+        base.load(str(folder))
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    next((folder / "vae").glob("*.safetensors")).unlink()
+    with pytest.raises(ValueError, match=r"vae/ has no weights; expected vae/diffusion_pytorch_model.safetensors"):
+        base.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "kind", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "DiTPipeline", "FluxPipeline"]
+)
+def test_another_architecture_is_refused_by_name(folder: Path, kind: str) -> None:
+    edit(folder / "model_index.json", _class_name=kind)
+    with pytest.raises(ValueError, match=rf"is a {kind}.*expected the Stable Diffusion 1.x/2.x"):
+        base.load(str(folder))
+
+
+def test_a_second_text_encoder_is_another_architecture(folder: Path) -> None:
+    edit(folder / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
+    with pytest.raises(ValueError, match="with text_encoder_2"):
+        base.load(str(folder))
+
+
+def test_a_unet_of_another_kind_is_refused(folder: Path) -> None:
+    edit(folder / "unet" / "config.json", _class_name="UNet3DConditionModel")
+    with pytest.raises(
+        ValueError, match=r"UNet3DConditionModel, another architecture; expected a UNet2DConditionModel"
+    ):
+        base.load(str(folder))
+
+
+def test_a_single_model_is_no_base(folder: Path) -> None:
+    with pytest.raises(ValueError, match="single model, no pipeline"):
+        base.load(str(folder / "unet"))
+
+
+def test_an_empty_folder_is_no_base(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model_index.json"):
+        base.load(str(tmp_path))
+
+
+def test_a_broken_index_is_no_base(folder: Path) -> None:
+    (folder / "model_index.json").write_text("not json")
+    with pytest.raises(ValueError, match="is no JSON object"):
+        base.load(str(folder))
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "nowhere"])
+def test_a_path_that_is_not_there_says_so(name: str) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        base.load(name)
+
+
+def test_an_empty_place_on_a_filesystem_says_so() -> None:
+    with pytest.raises(ValueError, match="nothing is there"):
+        base.load("memory://bases/none")
+
+
+@pytest.mark.skipif(not base.EMBEDDED.is_dir(), reason="the embedded base is not in this checkout")
+def test_the_embedded_base_is_small_whole_and_plain_safetensors() -> None:
+    loaded = base.load("embedded")
+    assert loaded.px == 128
+    assert loaded.unet.config["in_channels"] == 9
+    files = [file for file in base.EMBEDDED.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 32 * 2**20
+    assert not [file for file in files if file.suffix in {".bin", ".ckpt", ".pt", ".pth", ".pkl"}]
