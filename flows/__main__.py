@@ -264,7 +264,7 @@ def _print_result(result: "BuildResult") -> None:
 
     console = _console()
     console.print(_counts_line(result.planned, result.kept, result.rejected, result.failed))
-    console.print(_score_table(list(result.scores.values())))
+    console.print(_score_table(result.scores))
     steps = Table("step", "seconds", "reused", box=None)
     for step, seconds in result.seconds.items():
         steps.add_row(step, f"{seconds:.1f}", str(result.reused.get(step, 0)))

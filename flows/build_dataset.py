@@ -11,11 +11,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.recipe import Recipe
-from storage.records import Record, Ref, SetScore
+from storage.records import Ref
 from storage.store import Store
 from tasks import plan
 from tasks.curate import curate_set
-from tasks.export import Facts, export
+from tasks.export import Facts, Summary, export
 from tasks.ingest import ingest
 from tasks.reuse import Done
 from tasks.score import describe_real, detect_synthetic, score_shard
@@ -24,19 +24,9 @@ from tasks.track import track
 from tasks.train import JUDGES, train_adapter, train_critic, train_judge
 
 
-class BuildResult(Record):
+class BuildResult(Summary):
     """What one build did. `seconds` and `reused` are by step; a step of many shards adds them up."""
 
-    dataset: str
-    version: int
-    uri: str
-    digest: str
-    up_to_date: bool
-    planned: int
-    kept: int
-    rejected: dict[str, int]
-    failed: int
-    scores: dict[str, SetScore]
     seconds: dict[str, float]
     reused: dict[str, int]
     peak_memory_mb: float
@@ -93,7 +83,7 @@ def build_dataset(
     published = export(store, facts, scans, shards, curated)
     done.append(published.done)
     return BuildResult(
-        **published.summary.model_dump(),
+        **dict(published.summary),
         seconds=_by_step((step.step, round(step.seconds, 2)) for step in done),
         reused=dict(Counter(step.step for step in done if step.reused)),
         peak_memory_mb=_peak_memory_mb(),

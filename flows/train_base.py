@@ -102,6 +102,7 @@ def card(record: dict[str, Any]) -> str:
         second=second,
         third=third,
         vae=f"{params['autoencoder']['steps']} steps of {params['autoencoder']['batch']} crops",
+        polish=params["autoencoder"]["polish"],
         unet=f"{params['unet']['steps']} steps of {params['unet']['batch']} examples",
         **record["trained_with"],
     )
@@ -143,7 +144,8 @@ rounds differently.
 | part | parameters |
 |---|---|
 {parts}
-Autoencoder: {vae}, absolute error + log amplitude of short-time spectra + patch discriminator + a trace of KL.
+Autoencoder: {vae}, absolute error + log amplitude of short-time spectra + patch discriminator + a trace of KL;
+then {polish} steps of the decoder alone, also on spectral power in bands.
 UNet and text encoder, together: {unet}, velocity prediction, min-SNR weights, averaged weights.
 Half of the examples fill the hole around a lesion (the lesion ends 3 px inside it), a fifth fill holes with healthy
 tissue, the rest draw whole pictures and lesions with their surroundings. Trained with torch {torch}, Python {python}.

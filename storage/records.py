@@ -10,7 +10,6 @@ Glossary:
 - **Manifest**: the list of files that is a version. A version exists exactly when its manifest exists.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,7 +71,20 @@ class ManifestFile(Record):
     rows: int | None = None
 
 
-class Manifest(Record):
+class Outcome(Record):
+    """How the planned samples ended, and what the kept ones score.
+
+    `rejected` counts every rejected sample once, under its first reason: planned = kept + sum(rejected) + failed.
+    """
+
+    planned: int
+    kept: int
+    rejected: dict[str, int]
+    failed: int
+    scores: list[SetScore]
+
+
+class Manifest(Outcome):
     """Everything that is known of a published version. `digest` covers paths and contents of all files."""
 
     format: Literal["sonoforge-manifest-1"] = "sonoforge-manifest-1"
@@ -81,11 +93,6 @@ class Manifest(Record):
     digest: str
     created: str  # UTC, ISO 8601; not part of `digest`
     files: list[ManifestFile]
-    planned: int
-    kept: int
-    rejected: dict[str, int]
-    failed: int
-    scores: list[SetScore]
     licences: list[str]
     recipe: dict[str, object]
     provenance: dict[str, str]
@@ -179,9 +186,6 @@ def sample_schema(score_names: list[str]) -> pa.Schema:
     tail = [pa.field(name, kind) for name, kind in LEDGER_FIELDS]
     extra = [pa.field("recipe_digest", pa.string()), pa.field("licence", pa.string())]
     return pa.schema([*fields, *scores, *extra, *tail])
-
-
-Counts = Mapping[str, int]
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from storage import keys
 from storage.errors import CorruptFileError, VersionNotFoundError
 from storage.pulling import pull
-from storage.records import Manifest, ManifestFile, Record, SetScore
+from storage.records import Manifest, ManifestFile, Outcome
 from storage.store import Store
 from storage.verifying import verify
 
@@ -29,18 +29,12 @@ __all__ = [
 _PARALLEL = 4  # uploads at once; each holds at most two parts of 32 MiB
 
 
-class About(Record):
+class About(Outcome):
     """What the publisher knows of a version besides its files.
 
-    `rejected` counts every rejected sample once, under its first reason, so that the counts add up.
     `rows` maps paths of the published folder to the rows (Parquet) or images (COCO) they hold.
     """
 
-    planned: int
-    kept: int
-    rejected: dict[str, int]
-    failed: int
-    scores: list[SetScore]
     licences: list[str]
     recipe: dict[str, object]
     provenance: dict[str, str]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prefect import task
 
 from storage import keys
-from storage.records import LEDGER_FIELDS, Record, Ref, SetScore
+from storage.records import LEDGER_FIELDS, Outcome, Ref, SetScore
 from storage.store import Store
 from tasks.quality import SET_SCORES, curate, features
 from tasks.quality.curate import GateParams, Threshold
@@ -25,19 +25,13 @@ STEP = "curate"
 FLOOR_SIDES = ("floor a", "floor b")
 
 
-class Curation(Record):
+class Curation(Outcome):
     """What curation decided. `table` has one row a planned sample: id, image scores, verdict, reasons.
 
-    `rejected` counts each rejected sample once, under the first score it missed, so that
-    planned = kept + sum(rejected) + failed. `problems` says what keeps the set from publication.
+    `problems` says what keeps the set from publication.
     """
 
     table: Ref
-    planned: int
-    kept: int
-    rejected: dict[str, int]
-    failed: int
-    scores: list[SetScore]
     problems: list[str]
 
 

@@ -13,7 +13,7 @@ from prefect import task
 
 from storage import keys
 from storage.images import decode_grey, decode_mask
-from storage.records import Manifest, Record, Ref, SetScore, sample_schema
+from storage.records import Manifest, Outcome, Record, Ref, sample_schema
 from storage.store import Store, scratch
 from storage.versions import About, manifest_uri, open_manifest, publish
 from tasks import report, sources
@@ -59,7 +59,7 @@ class Facts(Record):
     thresholds: list[Threshold]
 
 
-class Summary(Record):
+class Summary(Outcome):
     """What was published, or found to be there already."""
 
     dataset: str
@@ -67,11 +67,6 @@ class Summary(Record):
     uri: str
     digest: str
     up_to_date: bool
-    planned: int
-    kept: int
-    rejected: dict[str, int]
-    failed: int
-    scores: dict[str, SetScore]
 
 
 class Published(Record):
@@ -129,18 +124,8 @@ def export(store_url: str, facts: Facts, scans: Ref, shards: Sequence[Ref], cura
 
 
 def _summary(store: Store, manifest: Manifest, *, up_to_date: bool) -> Summary:
-    return Summary(
-        dataset=manifest.dataset,
-        version=manifest.version,
-        uri=manifest_uri(store, manifest),
-        digest=manifest.digest,
-        up_to_date=up_to_date,
-        planned=manifest.planned,
-        kept=manifest.kept,
-        rejected=manifest.rejected,
-        failed=manifest.failed,
-        scores={score.name: score for score in manifest.scores},
-    )
+    shared = {name: getattr(manifest, name) for name in ("dataset", "version", "digest", *Outcome.model_fields)}
+    return Summary(**shared, uri=manifest_uri(store, manifest), up_to_date=up_to_date)
 
 
 def _write_formats(
@@ -254,11 +239,7 @@ def _yaml(recipe: Mapping[str, object]) -> str:
 
 def _about(facts: Facts, curation: Curation, scans: Ref, rows: Mapping[str, int]) -> About:
     return About(
-        planned=curation.planned,
-        kept=curation.kept,
-        rejected=curation.rejected,
-        failed=curation.failed,
-        scores=curation.scores,
+        **curation.model_dump(include=set(Outcome.model_fields)),
         licences=[sources.SOURCES[facts.source].LICENCE],
         recipe=facts.recipe,
         provenance={

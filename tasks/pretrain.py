@@ -85,7 +85,7 @@ def train_autoencoder(
     corpus: Corpus, params: PretrainParams, work: Path
 ) -> tuple[AutoencoderKL, list[dict[str, float]]]:
     """The autoencoder, and its loss curve; its state is kept in `autoencoder.safetensors`."""
-    with track.track("autoencoder", params.autoencoder.steps, "steps"):
+    with track.track("autoencoder", params.autoencoder.steps + params.autoencoder.polish, "steps"):
         return autoencoder.train(
             _part(corpus, slice(0, -params.held_out)).images,
             params.autoencoder,

@@ -18,7 +18,7 @@ TOY = PretrainParams(
     px=64,
     phantoms=33,
     held_out=11,
-    autoencoder=AutoencoderParams(channels=(8, 8, 16), steps=2, batch=2, crop=32, checkpoint_every=1),
+    autoencoder=AutoencoderParams(channels=(8, 8, 16), steps=2, polish=1, batch=2, crop=32, checkpoint_every=1),
     unet=UNetParams(
         channels=(16, 16, 16), text_width=16, text_length=12, steps=2, batch=2, warmup=1, checkpoint_every=1
     ),

@@ -41,7 +41,7 @@ class UNetParams(Record):
     layers: int = Field(default=1, ge=1, le=4, description="Residual blocks a resolution.")
     text_width: int = Field(default=128, ge=16, le=1024, description="Width of the text encoder.")
     text_length: int = Field(default=32, ge=8, le=77, description="Tokens a prompt is padded or cut to.")
-    steps: int = Field(default=4000, ge=1, le=10_000_000, description="Training steps.")
+    steps: int = Field(default=2400, ge=1, le=10_000_000, description="Training steps.")
     batch: int = Field(default=16, ge=1, le=4096, description="Examples a step.")
     learning_rate: float = Field(default=5e-4, gt=0, le=0.1, description="Peak rate of AdamW, cosine to a twentieth.")
     warmup: int = Field(default=150, ge=0, description="Steps until the peak rate.")

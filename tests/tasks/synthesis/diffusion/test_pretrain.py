@@ -17,7 +17,9 @@ from tasks.synthesis.diffusion.pretrain import Corpus, Examples, UNetParams
 
 CPU = torch.device("cpu")
 PX = 32
-AUTOENCODER = AutoencoderParams(channels=(8, 8, 16), steps=4, batch=2, crop=32, adversary_from=0.5, checkpoint_every=2)
+AUTOENCODER = AutoencoderParams(
+    channels=(8, 8, 16), steps=4, polish=2, batch=2, crop=32, adversary_from=0.5, checkpoint_every=2
+)
 UNET = UNetParams(channels=(16, 16, 16), text_width=16, text_length=12, steps=4, batch=4, warmup=1, checkpoint_every=2)
 
 
@@ -76,13 +78,22 @@ def test_stopped_autoencoder_training_goes_on_to_the_same_weights(corpus: Corpus
         if stop.left == 0:  # pyright: ignore[reportFunctionMemberAccess]
             raise KeyboardInterrupt
 
-    stop.left = 3  # pyright: ignore[reportFunctionMemberAccess]
+    stop.left = 5  # pyright: ignore[reportFunctionMemberAccess]
     with pytest.raises(KeyboardInterrupt):
         autoencoder.train(corpus.images, AUTOENCODER, 1, tmp_path / "b", CPU, stop)
     resumed, again = autoencoder.train(corpus.images, AUTOENCODER, 1, tmp_path / "b", CPU, ignore)
     assert again == curve
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_polishing_leaves_the_encoder_and_so_the_latents_alone(corpus: Corpus, tmp_path: Path) -> None:
+    plain = AUTOENCODER.model_copy(update={"polish": 0})
+    before, _ = autoencoder.train(corpus.images, plain, 1, tmp_path / "a", CPU, ignore)
+    after, _ = autoencoder.train(corpus.images, AUTOENCODER, 1, tmp_path / "a", CPU, ignore)
+    same = {name: torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items()}
+    assert all(same[name] for name in same if name.startswith(("encoder", "quant_conv")))
+    assert not any(same[name] for name in same if name.startswith("decoder.conv_out"))
 
 
 def test_stopped_unet_training_goes_on_to_the_same_weights(examples: Examples, tmp_path: Path) -> None:
@@ -139,6 +150,7 @@ def test_spectral_distance_ignores_where_and_sees_blur() -> None:
     blurred = torch.nn.functional.avg_pool2d(noise, 3, 1, 1)
     assert autoencoder.spectral_distance(noise, noise) == 0
     assert autoencoder.spectral_distance(blurred, noise) > autoencoder.spectral_distance(other, noise)
+    assert autoencoder.power_distance(blurred, noise) > 4 * autoencoder.power_distance(other, noise)
 
 
 def test_speckle_statistics_see_blur() -> None:
