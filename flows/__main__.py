@@ -59,7 +59,7 @@ def build(
     Examples: `sonoforge build demo`, `sonoforge build flows/recipes/breast_staged.yaml --set source.root=/data/BUSI
     --store s3://my-bucket/datasets`.
     """
-    _quiet_prefect()
+    _quiet()
     from flows import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or [])
@@ -131,7 +131,7 @@ def train_base(
 
     The same command goes on where it was stopped. The model that ships in models/ was made by it.
     """
-    _quiet_prefect()
+    _quiet()
     from flows import train_base as training
     from flows.recipe import override
     from tasks.pretrain import PretrainParams
@@ -251,8 +251,10 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
-def _quiet_prefect() -> None:
-    """Before Prefect is imported: no telemetry, and no log beside our own words, unless asked otherwise."""
+def _quiet() -> None:
+    """Before libraries are imported: no telemetry, and no log beside our own words, unless asked otherwise."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
