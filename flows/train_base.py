@@ -144,7 +144,8 @@ rounds differently.
 | part | parameters |
 |---|---|
 {parts}
-Autoencoder: {vae}, absolute error + log amplitude of short-time spectra + patch discriminator + a trace of KL;
+Autoencoder: {vae}, absolute error + log amplitude of short-time spectra + patch
+discriminator + a trace of KL;
 then {polish} steps of the decoder alone, also on spectral power in bands.
 UNet and text encoder, together: {unet}, velocity prediction, min-SNR weights, averaged weights.
 Half of the examples fill the hole around a lesion (the lesion ends 3 px inside it), a fifth fill holes with healthy
