@@ -120,7 +120,21 @@ def export(store_url: str, facts: Facts, scans: Ref, shards: Sequence[Ref], cura
         store.delete(keys.step_ref(STEP, keys.step_key(STEP, ALGORITHM, facts, inputs)))
         done = reuse(store, STEP, ALGORITHM, facts, inputs, make)
     manifest = open_manifest(store, f"{facts.name}@{done.ref.key.split('/')[-2]}")
+    files = {file.path: file.key for file in manifest.files}
+    announce_scores(facts.name, manifest.scores)
+    announce_samples(facts.name, store.read(files["samples.png"]), files["samples.png"], files["report.html"])
     return Published(done=done, summary=_summary(store, manifest, up_to_date=not created))
+
+
+def _refusal(store: Store, key: str, facts: Facts, curation: Curation, html: str, sheet: bytes) -> GateError:
+    """Leave report and samples of a set that misses its gate in the store; the error that says where."""
+    html_key, sheet_key = keys.step_file(STEP, key, "report.html"), keys.step_file(STEP, key, "samples.png")
+    store.put(html_key, html.encode())
+    store.put(sheet_key, sheet)
+    announce_scores(facts.name, curation.scores)
+    announce_samples(facts.name, sheet, sheet_key, html_key)
+    listed = "".join(f"\n  - {problem}" for problem in curation.problems)
+    return GateError(f"{facts.name} is not published: the set misses its gate{listed}\nreport: {store.uri(html_key)}")
 
 
 def _summary(store: Store, manifest: Manifest, *, up_to_date: bool) -> Summary:

@@ -30,6 +30,9 @@ class Params(Sampling):
     """How lesions are blended in. Lengths are shares of the image's side unless they say otherwise."""
 
     stage: Literal["harmonize"] = "harmonize"
+    guidance: float = Field(
+        default=1.0, ge=1, le=30, description="Classifier-free guidance scale; at low strength none, 1, will do"
+    )
     strength: float = Field(default=0.3, gt=0, le=1, description="How much is redrawn: 0 nothing, 1 everything")
     ring: float = Field(default=0.04, ge=0, le=0.3, description="Width of the ring around the lesion's hole")
     shadow_db: float = Field(

@@ -1,0 +1,45 @@
+"""A step that was made is not made again."""
+
+from pathlib import Path
+
+from storage import keys
+from storage.records import Ref
+from storage.store import Store
+from tasks.reuse import reuse
+
+
+def test_a_finished_step_is_found_and_not_made_again(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), list[str]()
+
+    def make(key: str) -> Ref:
+        made.append(key)
+        file = keys.step_file("draw", key, "out")
+        store.put(file, b"pixels")
+        return Ref(key=file, sha256="ab", rows=1)
+
+    first = reuse(store, "draw", 1, {"px": 8}, ["input"], make)
+    again = reuse(store, "draw", 1, {"px": 8}, ["input"], make)
+    assert (first.reused, again.reused) == (False, True)
+    assert first.ref == again.ref
+    assert len(made) == 1
+
+
+def test_other_parameters_inputs_or_code_are_another_step(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def make(key: str) -> Ref:
+        return Ref(key=keys.step_file("draw", key, "out"), sha256=key)
+
+    variants = [
+        reuse(store, "draw", algorithm, {"px": px}, inputs, make).ref.sha256
+        for algorithm, px, inputs in ((1, 8, ["a"]), (2, 8, ["a"]), (1, 16, ["a"]), (1, 8, ["b"]), (1, 8, ["a", "b"]))
+    ]
+    assert len(set(variants)) == len(variants)
+
+
+def test_a_step_that_died_half_way_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = keys.step_key("draw", 1, {}, [])
+    store.put(keys.step_file("draw", key, "out"), b"half")
+    done = reuse(store, "draw", 1, {}, [], lambda key: Ref(key=keys.step_file("draw", key, "out"), sha256="ab"))
+    assert not done.reused
