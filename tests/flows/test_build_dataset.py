@@ -1,5 +1,6 @@
 """The whole path on tiny phantoms and a tiny random base: what is published, reused, resumed and refused."""
 
+import contextlib
 import errno
 import json
 import os
@@ -179,14 +180,36 @@ def test_a_set_that_misses_the_gate_is_not_published_and_leaves_its_report(copie
 
 
 def start(recipe: Path, store: Path) -> subprocess.Popen[bytes]:
+    """A build in a process group and a Prefect home of its own: no database of one build is there for the next.
+
+    Output goes to files: a pipe would stay open for as long as the temporary Prefect server of a killed build lives.
+    """
+    number = time.monotonic_ns()
+    environment = {**os.environ, "PREFECT_HOME": str(store.parent / f"prefect-{number}")}
     command = [sys.executable, "-m", "flows", "build", str(recipe), "--store", str(store), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(store))
+    with output(store, "out", number).open("wb") as out, output(store, "err", number).open("wb") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
+    process.args = str(number)  # what `finish` finds the output by
+    return process
 
 
-def environment(store: Path) -> dict[str, str]:
-    """A Prefect home of its own: the database of one build is never there for the next."""
-    home = store.parent / f"prefect-{time.monotonic_ns()}"
-    return {**os.environ, "PREFECT_HOME": str(home)}
+def output(store: Path, kind: str, number: int) -> Path:
+    return store.parent / f"{kind}-{number}"
+
+
+def finish(process: subprocess.Popen[bytes], store: Path) -> BuildResult:
+    """The result that a build printed as JSON."""
+    number = int(str(process.args))
+    assert process.wait(timeout=300) == 0, output(store, "err", number).read_text()
+    return BuildResult.model_validate_json(output(store, "out", number).read_text())
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """`kill -9`; then tidy up what the dead build could not: its temporary Prefect server."""
+    process.kill()
+    process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def refs(store: Path) -> set[Path]:
@@ -203,15 +226,11 @@ def test_a_killed_build_resumes_to_the_same_bytes(
     first = start(recipe, store)
     while first.poll() is None and not list(store.glob(f"builds/{finished}/*/ref.json")):
         time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    kill(first)
     before = {path: path.stat().st_mtime_ns for path in refs(store)}
     assert before
 
-    second = start(recipe, store)
-    output, errors = second.communicate(timeout=240)
-    assert second.returncode == 0, errors.decode()
-    result = BuildResult.model_validate_json(output)
+    result = finish(start(recipe, store), store)
     assert result.digest == built[1].digest
     assert sum(result.reused.values()) >= len(before) - 1  # export, if it finished, is found rather than counted
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
@@ -222,7 +241,7 @@ def test_two_builds_of_one_recipe_at_once_make_one_version(tiny: dict[str, Any],
     recipe, store = tmp_path / "tiny.json", tmp_path / "store"
     recipe.write_text(json.dumps(tiny))
     running = [start(recipe, store) for _ in range(2)]
-    results = [BuildResult.model_validate_json(process.communicate(timeout=300)[0]) for process in running]
+    results = [finish(process, store) for process in running]
     assert {result.digest for result in results} == {built[1].digest}
     assert len(list_versions(Store(str(store)))) == 1
 

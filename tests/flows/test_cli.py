@@ -55,7 +55,7 @@ def test_inspect_writes_a_row_for_every_image(tmp_path: Path) -> None:
     fakes.busi(root)
     done = sonoforge("inspect", "busi", root, "--csv", tmp_path / "scans.csv")
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "scans.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "scans.csv").read_text().splitlines()))
     assert list(rows[0]) == ["file", "label", "group", "split", "verdict", "reasons"]
     assert len(rows) == sum(1 for path in root.rglob("*.png") if "_mask" not in path.name)
     assert "near-duplicates" in done.stdout

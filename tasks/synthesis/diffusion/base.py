@@ -40,7 +40,8 @@ _LAYOUT = (
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model, in float32 and evaluation mode, shared by everything in this process.
+    """A loaded base model, in float32 and evaluation mode, shared by everything in this process; on the GPU
+    where there is one.
 
     Copy a module before changing it (`copy.deepcopy(base.unet)`): `load` hands out the same object again.
 
@@ -140,8 +141,9 @@ def _load(folder: Path, content: str) -> Base:
         dtype=torch.float32,
     )
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for module in (unet, vae, text_encoder):
-        module.requires_grad_(False).eval()
+        torch.nn.Module.to(module.requires_grad_(False).eval(), device)  # diffusers hides the type of its own `to`
     downsampling = 2 ** (len(vae.config["block_out_channels"]) - 1)
     return Base(
         vae=vae,
