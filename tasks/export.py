@@ -96,18 +96,8 @@ def export(store_url: str, facts: Facts, scans: Ref, shards: Sequence[Ref], cura
             shown = _shown(store, shards, folder)
             html = report.render(_report_facts(facts, curation, kept, shown))
             sheet = _contact_sheet(kept, shown)
-            html_key, sheet_key = (
-                keys.step_file(STEP, key, "report.html"),
-                keys.step_file(STEP, key, "samples.png"),
-            )
-            store.put(html_key, html.encode())
-            store.put(sheet_key, sheet)
-            announce_scores(facts.name, curation.scores)
-            announce_samples(facts.name, sheet, sheet_key, html_key)
             if curation.problems:
-                where = store.uri(html_key)
-                listed = "".join(f"\n  - {problem}" for problem in curation.problems)
-                raise GateError(f"{facts.name} is not published: the set misses its gate{listed}\nreport: {where}")
+                raise _refusal(store, key, facts, curation, html, sheet)
             (folder / "report.html").write_text(html)
             (folder / "samples.png").write_bytes(sheet)
             manifest, created = publish(store, facts.name, folder, _about(facts, curation, scans, rows))
