@@ -11,7 +11,6 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from flows.build_dataset import BuildResult
     from storage.records import SetScore
@@ -187,7 +186,7 @@ def show(
     console.print(f"created {manifest.created}   digest {manifest.digest}")
     console.print(f"licences: {', '.join(manifest.licences)}")
     console.print(_counts_line(manifest.planned, manifest.kept, manifest.rejected, manifest.failed))
-    console.print(_score_table(manifest.scores))
+    _print_scores(console, manifest.scores)
     files = Table("file", "bytes", "rows", "sha256", box=None)
     for file in manifest.files:
         files.add_row(file.path, f"{file.bytes:,}", "" if file.rows is None else str(file.rows), file.sha256[:12])
@@ -266,7 +265,7 @@ def _print_result(result: "BuildResult") -> None:
 
     console = _console()
     console.print(_counts_line(result.planned, result.kept, result.rejected, result.failed))
-    console.print(_score_table(result.scores))
+    _print_scores(console, result.scores)
     steps = Table("step", "seconds", "reused", box=None)
     for step, seconds in result.seconds.items():
         steps.add_row(step, f"{seconds:.1f}", str(result.reused.get(step, 0)))
@@ -280,21 +279,24 @@ def _counts_line(planned: int, kept: int, rejected: dict[str, int], failed: int)
     return f"planned {planned}   kept {kept}   failed {failed}   rejected: {_listed(rejected)}"
 
 
-def _score_table(scores: list["SetScore"]) -> "Table":
+def _print_scores(console: "Console", scores: list["SetScore"]) -> None:
     from rich.table import Table
 
     table = Table("score", "value", "95 % interval", "real vs real", "N real", "N synthetic", "extractor", box=None)
     for score in scores:
         table.add_row(
             score.name,
-            _number(score.value) if score.value is not None else f"none: {score.note}",
+            "refused" if score.value is None else _number(score.value),
             _interval(score.low, score.high),
             f"{_number(score.floor)} {_interval(score.floor_low, score.floor_high)}",
             str(score.n_real),
             str(score.n_synthetic),
             score.extractor,
         )
-    return table
+    console.print(table)
+    for score in scores:
+        if score.value is None:
+            console.print(f"{score.name} {score.note}", markup=False)
 
 
 def _number(value: float | None) -> str:

@@ -20,13 +20,14 @@ def announce_scores(dataset: str, scores: Sequence[SetScore]) -> None:
     rows = [
         {
             "score": score.name,
-            "value": score.note if score.value is None else round(score.value, 4),
+            "value": "refused" if score.value is None else round(score.value, 4),
             "95 % interval": _interval(score.low, score.high),
             "real vs real": None if score.floor is None else round(score.floor, 4),
             "real vs real 95 %": _interval(score.floor_low, score.floor_high),
             "N real": score.n_real,
             "N synthetic": score.n_synthetic,
             "extractor": score.extractor,
+            "note": score.note,
         }
         for score in scores
     ]
@@ -38,7 +39,7 @@ def announce_samples(dataset: str, sheet: bytes, sheet_key: str, report_key: str
     if not _is_run():
         return
     public = os.environ.get(PUBLIC_URL, "").rstrip("/")
-    caption = "Real scans in the top row, synthetic ones below; lesions outlined."
+    caption = "Held-out real scans in the top row, synthetic ones below; lesions outlined."
     if public:
         create_image_artifact(f"{public}/{sheet_key}", key=f"{_key(dataset)}-samples", description=caption)
         link = f"[Report]({public}/{report_key})"

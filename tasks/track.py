@@ -50,7 +50,7 @@ class _Bar:
         """Where the step stands, in one line."""
         seconds = max(time.monotonic() - self.start, 1e-9)
         rate = self.count / seconds
-        left = f"{(self.total - self.count) / rate:.0f} s left" if rate else "time left unknown"
+        left = f"{max(self.total - self.count, 0) / rate:.0f} s left" if rate else "time left unknown"
         return f"{self.what}: {self.count:.0f}/{self.total:.0f} {self.unit}, {rate:.1f} {self.unit}/s, {left}"
 
     def advance(self, count: float, *, last: bool = False) -> None:
