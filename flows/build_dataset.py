@@ -78,7 +78,6 @@ def build_dataset(
         source=recipe.source.dataset,
         formats=recipe.formats,
         score_names=recipe.image_scores,
-        thresholds=recipe.curate,
     )
     published = export(store, facts, scans, shards, curated)
     done.append(published.done)

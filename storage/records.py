@@ -142,7 +142,7 @@ SCAN_SCHEMA = pa.schema(
 
 LINEAGE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("background_id", pa.string()),
-    ("background_kind", pa.string()),  # real | synthetic
+    ("background_kind", pa.string()),  # real | simulated | synthetic
     ("mask_id", pa.string()),
     ("base_digest", pa.string()),
     ("adapter_digest", pa.string()),

@@ -20,7 +20,7 @@ from tasks.quality.evidence import SetEvidence
 from tasks.reuse import Done, reuse
 from tasks.score import EXTRACTOR, WHOLE_SET
 
-ALGORITHM = 1
+ALGORITHM = 2
 STEP = "curate"
 FLOOR_SIDES = ("floor a", "floor b")
 
@@ -28,10 +28,12 @@ FLOOR_SIDES = ("floor a", "floor b")
 class Curation(Outcome):
     """What curation decided. `table` has one row a planned sample: id, image scores, verdict, reasons.
 
-    `problems` says what keeps the set from publication.
+    `thresholds` are values: quantiles of real scans are worked out. `problems` says what keeps the set from
+    publication.
     """
 
     table: Ref
+    thresholds: list[Threshold]
     problems: list[str]
 
 
@@ -55,7 +57,8 @@ def curate_set(
         judged = store.open_table(detection.key).to_pandas()
         reals = store.open_table(real.key).to_pandas()
         samples, reals = _with_detection(samples, judged, "synthetic"), _with_detection(reals, judged, "real")
-        decided = _decide(samples, reals, thresholds, image_scores)
+        resolved = _resolved(reals, thresholds, image_scores)
+        decided = _decide(samples, resolved, image_scores)
         kept = decided[decided["verdict"] == "kept"]
         scored = _score_set(set_scores, kept, reals, judged, seed)
         problems = curate.gate(scored, gate, len(kept))
@@ -71,6 +74,7 @@ def curate_set(
             rejected=dict(sorted(rejected.items())),
             failed=int((decided["verdict"] == "failed").sum()),
             scores=scored,
+            thresholds=resolved,
             problems=problems,
         )
         data = keys.canonical_json(curation)
@@ -95,15 +99,18 @@ def _with_detection(rows: pd.DataFrame, judged: pd.DataFrame, side: str) -> pd.D
     return rows.assign(**{WHOLE_SET: rows["id"].map(own).astype(np.float32)})
 
 
-def _decide(
-    samples: pd.DataFrame, reals: pd.DataFrame, thresholds: list[Threshold], names: Sequence[str]
-) -> pd.DataFrame:
-    """`samples` with `verdict` and `reasons`; quantiles in thresholds are of held-out real scans."""
+def _resolved(reals: pd.DataFrame, thresholds: list[Threshold], names: Sequence[str]) -> list[Threshold]:
+    """The thresholds with quantiles of held-out real scans turned into values."""
     held_out = reals[reals["split"] != "train"]
-    limits = {name: held_out[name].to_numpy(np.float32) for name in names if name != WHOLE_SET}
+    values = {name: held_out[name].to_numpy(np.float32) for name in names if name != WHOLE_SET}
     if WHOLE_SET in names:  # the detector's numbers on real images exist for the training split alone
-        limits[WHOLE_SET] = reals[WHOLE_SET].to_numpy(np.float32)
-    reasons = curate.judge({name: samples[name].to_numpy(np.float32) for name in names}, thresholds, limits)
+        values[WHOLE_SET] = reals[WHOLE_SET].to_numpy(np.float32)
+    return curate.resolve(thresholds, values)
+
+
+def _decide(samples: pd.DataFrame, thresholds: list[Threshold], names: Sequence[str]) -> pd.DataFrame:
+    """`samples` with `verdict` and `reasons`."""
+    reasons = curate.judge({name: samples[name].to_numpy(np.float32) for name in names}, thresholds)
     failures = [failure if isinstance(failure, str) else None for failure in samples["failure"]]
     verdicts = ["failed" if f else "rejected" if r else "kept" for f, r in zip(failures, reasons, strict=True)]
     listed = [[f] if f else r for f, r in zip(failures, reasons, strict=True)]

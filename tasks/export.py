@@ -22,11 +22,10 @@ from tasks.curate import Curation
 from tasks.formats import FORMATS, card
 from tasks.formats.card import Card
 from tasks.ingest import KeptScan, kept_scans
-from tasks.quality.curate import Threshold
 from tasks.report.grid import Example, contact_sheet
 from tasks.reuse import Done, reuse
 
-ALGORITHM = 1
+ALGORITHM = 2
 STEP = "export"
 SHEET_COLUMNS = 6
 PACKAGES = (
@@ -56,7 +55,6 @@ class Facts(Record):
     source: str
     formats: list[str]
     score_names: list[str]
-    thresholds: list[Threshold]
 
 
 class Summary(Outcome):
@@ -200,7 +198,7 @@ def _report_facts(facts: Facts, curation: Curation, kept: Sequence[KeptScan], sh
         scores=curation.scores,
         rows=shown,
         score_names=facts.score_names,
-        thresholds={threshold.score: (threshold.min, threshold.max) for threshold in facts.thresholds},
+        thresholds={threshold.score: (threshold.min, threshold.max) for threshold in curation.thresholds},
         real=_real_examples(kept),
         gate=curation.problems,
         sources=_sources(facts),

@@ -19,7 +19,7 @@ from tasks.reuse import Done, reuse
 from tasks.synthesis import Critic, Donor, Draft, StageParams, Tools
 from tasks.synthesis.diffusion import base as bases
 
-ALGORITHM = 1
+ALGORITHM = 2
 BACKGROUND_LABEL = "normal"
 STEP = "synthesize"
 
@@ -103,7 +103,7 @@ def drafts_of(kept: list[KeptScan], samples: list[planning.Planned]) -> list[Dra
                 organ=scan.organ,
                 background=scan.image,
                 background_id=scan.id,
-                background_kind="real",
+                background_kind="simulated" if scan.dataset == "phantom" else "real",
                 pixel_mm=scan.pixel_mm,
                 group=scan.group,
                 image=scan.image,

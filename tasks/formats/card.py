@@ -50,8 +50,9 @@ def render(card: Card) -> str:
     sections = [
         f"# {card.dataset}",
         card.description,
-        "**Every image here is synthetic.** Made to train and test models, not to diagnose anybody. A model "
-        "trained on it must be tested on real scans that neither it nor the generator has seen.",
+        "**Every lesion here is synthetic**, drawn into the background that its row names; a real background is a real "
+        "patient. Made to train and test models, not to diagnose anybody. A model trained on it must be tested on "
+        "real scans that neither it nor the generator has seen.",
         _use(card),
         "## What is in it\n\n" + _samples_table(card.samples),
         f"{card.planned} planned = {kept} kept + {sum(card.rejected.values())} rejected + {card.failed} "
