@@ -14,7 +14,8 @@ from storage.records import Ref
 from storage.store import Store
 from tasks import track
 from tasks.ingest import kept_scans
-from tasks.quality import IMAGE_SCORES, Evidence, Pictures, detector, features
+from tasks.quality import IMAGE_SCORES, Evidence, detector, features
+from tasks.quality.judge import Pictures
 from tasks.quality.resampling import group_halves
 from tasks.reuse import Done, reuse
 from tasks.train import pictures_of

@@ -90,7 +90,7 @@ def drafts_of(kept: list[KeptScan], samples: list[planning.Planned]) -> list[Dra
         found = dict(Counter(f"{scan.label}/{scan.split}" for scan in kept))
         raise ValueError(
             f"no {BACKGROUND_LABEL} scan in the training split to put lesions into; found {found}. "
-            "Add healthy scans, or raise screen.train"
+            "Add healthy scans, or lower screen.val and screen.test"
         )
     drafts: list[Draft] = []
     for sample in samples:

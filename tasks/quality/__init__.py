@@ -6,7 +6,6 @@ needs neither torch nor MONAI: judges load them when they judge.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from storage.records import SetScore
 from tasks.quality.contrast import lesion_contrast
 from tasks.quality.copies import nearest_similarity
-from tasks.quality.curate import check_names
 from tasks.quality.evidence import (
     Evidence,
     SetEvidence,
@@ -23,7 +21,6 @@ from tasks.quality.evidence import (
     synthetic_probability,
 )
 from tasks.quality.frechet import fid
-from tasks.quality.judge import Pictures
 from tasks.quality.kernel import kid
 from tasks.quality.separability import detector_auc
 
@@ -40,12 +37,3 @@ SET_SCORES: dict[str, Callable[[SetEvidence], SetScore]] = {
     "kid": kid,
     "detector_auc": detector_auc,
 }
-
-
-def held_out_score(name: str, evidence: Evidence, held_out: Pictures) -> NDArray[np.float32]:
-    """The image score `name` on real images of groups that neither generator nor judges saw: what a sample's
-    own number is read against. For synthetic_probability, the training images' out-of-fold numbers."""
-    check_names([name], IMAGE_SCORES, "image score")
-    if name == "synthetic_probability":
-        return evidence.detection.real
-    return IMAGE_SCORES[name](replace(evidence, scored=held_out))

@@ -179,6 +179,13 @@ def test_a_set_that_misses_the_gate_is_not_published_and_leaves_its_report(copie
     assert [m.dataset for m in list_versions(Store(str(copied)))] == ["tiny"]
 
 
+def test_a_set_of_which_nothing_is_kept_is_refused_with_its_report(copied: Path, tiny: dict[str, Any]) -> None:
+    nothing = tiny | {"name": "nothing", "curate": [{"score": "lesion_contrast", "min": 100}]}
+    with pytest.raises(GateError, match="0 samples kept") as caught:
+        build_dataset(recipe=parse(nothing), store=str(copied))
+    assert Path(str(caught.value).rsplit("report: ", 1)[1]).is_file()
+
+
 def start(recipe: Path, store: Path) -> subprocess.Popen[bytes]:
     """A build in a process group and a Prefect home of its own: no database of one build is there for the next.
 
