@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -38,16 +38,17 @@ StoreOption = Annotated[
         help="Folder or fsspec URL that holds the datasets, e.g. s3://bucket/prefix.",
     ),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. --set plan.samples=32. Repeatable."),
+]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="e.g. demo, demo@latest or demo@3")]
 
 
 @app.command()
 def build(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. --set plan.samples=32. Repeatable."),
-    ] = None,
+    overrides: SetOption = None,
     store: StoreOption = "./store",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -142,6 +143,80 @@ def train_base(
     with display():
         folder = training.train_base(out, PretrainParams.model_validate(content))
     typer.echo(f"trained {folder}; use it with --set base={folder}")
+
+
+@app.command()
+def study(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged.")],
+    folds: Annotated[int, typer.Option(min=2, max=100, help="Folds by group; each is held out once.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Trainings of every downstream network.")] = 1,
+    overrides: SetOption = None,
+    store: StoreOption = "./store",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write study.json, study.md and answers.parquet here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the study as one JSON object.")] = False,
+) -> None:
+    """Say whether the dataset of RECIPE helps people nobody trained on.
+
+    For each fold a generator and its judges learn from the other groups alone; then, on the fold's test groups:
+    real or synthetic (AUC of a detector), KID and FID, segmentation and classification trained on real scans against
+    real and synthetic ones, copies. Every number has N and interval. An interrupted study resumes.
+
+    Example: `sonoforge study breast_staged --folds 5 --set source.root=/data/BUSI --set study.unet.steps=2000`.
+    """
+    _quiet()
+    from flows import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides or [])
+    from flows.study_utility import study_utility
+    from tasks.report.study import COLUMNS, rows
+    from tasks.track import display
+
+    with contextlib.redirect_stdout(sys.stderr), display():
+        result = study_utility(recipe=loaded, store=store, folds=folds, seeds=seeds)
+    if out is not None:
+        _copy_out(store, result.key, ("study.json", "study.md", "answers.parquet"), out)
+    if as_json:
+        typer.echo(result.study.model_dump_json(indent=2))
+        return
+    _print_table(COLUMNS, rows(result.study))
+    typer.echo(f"study {result.uri}")
+
+
+@app.command()
+def ablate(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged.")],
+    overrides: SetOption = None,
+    store: StoreOption = "./store",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write ablation.json and ablation.md here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ablation as one JSON object.")] = False,
+) -> None:
+    """Say what LoRA, each stage, the critic and more candidates buy: the recipe beside variants of it, in one table.
+
+    Nothing is published. What variants have in common is made once; an interrupted ablation resumes.
+
+    Example: `sonoforge ablate breast_staged --set source.root=/data/BUSI --set plan.samples=64`.
+    """
+    _quiet()
+    from flows import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides or [])
+    from flows import ablate as ablations
+    from tasks.report.ablation import COLUMNS, rows
+    from tasks.track import display
+
+    with contextlib.redirect_stdout(sys.stderr), display():
+        result = ablations.ablate(recipe=loaded, store=store)
+    if out is not None:
+        _copy_out(store, result.key, ("ablation.json", "ablation.md"), out)
+    if as_json:
+        typer.echo(result.ablation.model_dump_json(indent=2))
+        return
+    _print_table(COLUMNS, rows(result.ablation))
+    typer.echo(f"ablation {result.uri}")
 
 
 @app.command(name="list")
@@ -273,6 +348,25 @@ def _print_result(result: "BuildResult") -> None:
     console.print(f"peak memory {result.peak_memory_mb:.0f} MB")
     verb = "up to date" if result.up_to_date else "published"
     typer.echo(f"{verb} {result.dataset}@{result.version} {result.uri}")
+
+
+def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(*columns, box=None)
+    for line in lines:
+        table.add_row(*line)
+    _console().print(table, markup=False)
+
+
+def _copy_out(store: str, key: str, names: Sequence[str], folder: Path) -> None:
+    """Files that lie beside `key` in the store, to a local folder."""
+    from storage.store import Store
+
+    opened = Store(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(opened.read(f"{key.rsplit('/', 1)[0]}/{name}"))
 
 
 def _counts_line(planned: int, kept: int, rejected: dict[str, int], failed: int) -> str:

@@ -1,16 +1,20 @@
 """The DAG of one dataset: order, nothing else. Every step's work is in `tasks/`."""
 
+import multiprocessing
+import os
 import resource
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from prefect import Task, flow
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.recipe import Recipe
+from flows.recipe import Recipe, Runner
 from storage.records import Ref
 from storage.store import Store
 from tasks import plan
@@ -19,9 +23,11 @@ from tasks.export import Facts, Summary, export
 from tasks.ingest import ingest
 from tasks.reuse import Done
 from tasks.score import describe_real, detect_synthetic, score_shard
-from tasks.synthesize import synthesize_shard
-from tasks.track import track
-from tasks.train import JUDGES, train_adapter, train_critic, train_judge
+from tasks.synthesis.background import HEALTHY
+from tasks.synthesize import Generator, synthesize_shard
+from tasks.track import advance, track
+from tasks.train import JUDGES, train_adapter, train_critic, train_harmonizer, train_judge
+from tasks.tune import tune_decoder
 
 
 class BuildResult(Summary):
@@ -30,6 +36,20 @@ class BuildResult(Summary):
     seconds: dict[str, float]
     reused: dict[str, int]
     peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """What there is of a dataset before it is published."""
+
+    scans: Ref
+    adapters: dict[str, Ref]
+    critic: Ref
+    shards: list[Ref]
+    scores: list[Ref]
+    real: Ref
+    detected: Ref
+    curated: Ref
 
 
 @flow(name="build-dataset", flow_run_name="{recipe.name}")
@@ -43,43 +63,8 @@ def build_dataset(
     """
     Store(store).probe()
     done: list[Done] = []
-    seed, labels = recipe.seed, sorted(recipe.plan.labels)
-
-    scans = _ref(done, ingest(store, recipe.source, recipe.screen, seed))
-    adapters = {
-        label: _ref(done, train_adapter(store, scans, recipe.base, recipe.lora, label, seed)) for label in labels
-    }
-    judges = {name: _ref(done, train_judge(store, scans, name, recipe.judges, seed)) for name in JUDGES}
-    stages = recipe.stages
-    critic = _ref(done, train_critic(store, scans, recipe.base, adapters, stages, seed, recipe.judges.critic))
-
-    model = {"scans": scans, "base": recipe.base, "adapters": adapters, "critic": critic, "stages": stages}
-    made = {"store_url": store, **model, "plan": recipe.plan, "seed": seed}
-    ranges = [{"first": shard.start, "last": shard.stop} for shard in plan.shards(recipe.plan)]
-    with track("synthesize", recipe.plan.samples):
-        shards = _fan_out(done, synthesize_shard, [{**made, **r} for r in ranges], recipe.runner.workers)
-
-    names = recipe.image_scores
-    judged = {"store_url": store, "scans": scans, "judges": judges, "names": names, "seed": seed}
-    with track("score", recipe.plan.samples):
-        scores = _fan_out(done, score_shard, [{**judged, "shard": s} for s in shards], recipe.runner.workers)
-    real = _ref(done, describe_real(store, scans, judges, labels, names, seed))
-    detected = _ref(done, detect_synthetic(store, shards, scans, labels, recipe.judges.detector, seed))
-    curated = _ref(
-        done,
-        curate_set(store, scores, detected, real, recipe.curate, recipe.gate, recipe.set_scores, names, seed),
-    )
-
-    facts = Facts(
-        name=recipe.name,
-        description=recipe.description,
-        recipe=recipe.published(),
-        recipe_digest=recipe.digest(),
-        source=recipe.source.dataset,
-        formats=recipe.formats,
-        score_names=recipe.image_scores,
-    )
-    published = export(store, facts, scans, shards, curated)
+    made = make(recipe, store, done)
+    published = export(store, facts_of(recipe), made.scans, made.shards, made.curated)
     done.append(published.done)
     return BuildResult(
         **dict(published.summary),
@@ -89,16 +74,96 @@ def build_dataset(
     )
 
 
+def make(recipe: Recipe, store: str, done: list[Done]) -> Made:
+    """All steps of a dataset up to its curation, inside a flow; `done` gets how each ended."""
+    seed, labels = recipe.seed, sorted(recipe.plan.labels)
+
+    scans = _ref(done, ingest(store, recipe.source, recipe.screen, seed))
+    adapters = {
+        label: _ref(done, train_adapter(store, scans, recipe.base, recipe.lora, label, seed)) for label in labels
+    }
+    judges = {name: _ref(done, train_judge(store, scans, name, recipe.judges, seed)) for name in JUDGES}
+    generator = Generator(
+        base=recipe.base,
+        decoder=_ref(done, tune_decoder(store, scans, recipe.base, recipe.decoder, seed)),
+        adapters=adapters,
+        harmonizer=_ref(done, train_harmonizer(store, scans, recipe.base, recipe.harmonizer, labels, seed)),
+        stages=recipe.stages,
+    )
+    if recipe.background == "synthetic":
+        healthy = _ref(done, train_adapter(store, scans, recipe.base, recipe.lora, HEALTHY, seed))
+        ground = {"background": recipe.background_drawing, "healthy": healthy}
+        generator = generator.model_copy(update=ground)
+    critic = _ref(done, train_critic(store, scans, generator, seed, recipe.judges.critic))
+    generator = generator.model_copy(update={"critic": critic})
+
+    made = {"store_url": store, "scans": scans, "generator": generator, "plan": recipe.plan, "seed": seed}
+    ranges = [{"first": shard.start, "last": shard.stop} for shard in plan.shards(recipe.plan)]
+    with track("synthesize", recipe.plan.samples):
+        shards = _fan_out(done, synthesize_shard, [{**made, **r} for r in ranges], recipe.runner)
+
+    names = recipe.image_scores
+    judged = {"store_url": store, "scans": scans, "judges": judges, "names": names, "seed": seed}
+    with track("score", recipe.plan.samples):
+        scores = _fan_out(done, score_shard, [{**judged, "shard": s} for s in shards], recipe.runner)
+    real = _ref(done, describe_real(store, scans, judges, labels, names, seed))
+    detected = _ref(done, detect_synthetic(store, shards, scans, labels, recipe.judges.detector, seed))
+    curated = _ref(
+        done,
+        curate_set(store, scores, detected, real, recipe.curate, recipe.gate, recipe.set_scores, names, seed),
+    )
+
+    return Made(scans, adapters, critic, shards, scores, real, detected, curated)
+
+
+def facts_of(recipe: Recipe) -> Facts:
+    """What the recipe says about the dataset."""
+    return Facts(
+        name=recipe.name,
+        description=recipe.description,
+        recipe=recipe.published(),
+        recipe_digest=recipe.digest(),
+        source=recipe.source.dataset,
+        formats=recipe.formats,
+        score_names=recipe.image_scores,
+    )
+
+
 def _ref(done: list[Done], step: Done) -> Ref:
     done.append(step)
     return step.ref
 
 
-def _fan_out(done: list[Done], task: Task[Any, Done], calls: Iterable[Mapping[str, Any]], workers: int) -> list[Ref]:
-    """Run `task` once for each of `calls`, at most `workers` at a time; the Refs in the order of the calls."""
-    with ThreadPoolTaskRunner(max_workers=workers) as runner:
+def _fan_out(done: list[Done], task: Task[Any, Done], calls: Iterable[Mapping[str, Any]], where: Runner) -> list[Ref]:
+    """Run `task` once for each of `calls`, at most `where.workers` at a time; the Refs in the order of the calls."""
+    with _task_runner(where) as runner:
         futures = [runner.submit(task, dict(call)) for call in calls]
-        return [_ref(done, future.result()) for future in futures]
+        return [_ref(done, _counted(future.result(), where)) for future in futures]
+
+
+def _task_runner(where: Runner) -> TaskRunner[Any]:
+    if where.kind == "processes":
+        return ProcessPoolTaskRunner(max_workers=where.workers, initializer=_end_with_parent)
+    return ThreadPoolTaskRunner(max_workers=where.workers)
+
+
+def _end_with_parent() -> None:
+    """End this worker process when the build that started it is gone: a killed one cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _counted(step: Done, where: Runner) -> Done:
+    """Move the step's bar, which a worker in another process could not reach."""
+    if where.kind == "processes":
+        advance(step.step, step.ref.rows)
+    return step
 
 
 def _by_step(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -18,7 +18,10 @@ from tasks.quality import IMAGE_SCORES, SET_SCORES
 from tasks.quality.curate import GateParams, Threshold
 from tasks.screening.screen import ScreenParams
 from tasks.sources import SourceParams
-from tasks.synthesis import StageParams
+from tasks.study import StudyParams
+from tasks.synthesis import StageParams, seams
+from tasks.synthesis import background as backgrounds
+from tasks.synthesis.diffusion.decoder import DecoderParams
 from tasks.train import JudgesParams, LoraParams
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -31,7 +34,18 @@ class RecipeError(ValueError):
 class Runner(Record):
     """Where shards run. Never changes a byte of the dataset, so it is no part of the recipe's digest."""
 
-    workers: int = Field(default=1, ge=1, le=64, description="Shards in flight at once. One per GPU; 1 on a CPU.")
+    workers: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Shards in flight at once. Of threads one draws while the others read, encode and upload, so 2 are "
+        "enough; processes draw side by side.",
+    )
+    kind: Literal["threads", "processes"] = Field(
+        default="threads",
+        description="threads share one loaded model; processes load their own, and are worth it where Python is the "
+        "limit: many cores, or a small model on a GPU.",
+    )
 
 
 class Recipe(Record):
@@ -46,9 +60,24 @@ class Recipe(Record):
         default="embedded",
         description="Base model in diffusers' Stable Diffusion layout: 'embedded', a folder, an s3:// URL or a hub id.",
     )
+    decoder: DecoderParams | None = Field(
+        default=None,
+        description="Tuning of the base's decoder to the texture of the training scans; null: decoded as it is.",
+    )
     lora: LoraParams = Field(default=LoraParams(), description="LoRA fine-tuning, one adapter a label.")
+    harmonizer: seams.Params | None = Field(
+        default=None,
+        description="LoRA fine-tuning of the harmonize stage on seam pairs; null: labels use their own adapter.",
+    )
     judges: JudgesParams = Field(default=JudgesParams(), description="Training of the networks that score.")
     plan: Plan = Field(description="How many samples, of which labels, in shards of what size.")
+    background: Literal["real", "synthetic"] = Field(
+        default="real",
+        description="What lesions are drawn into: healthy scans as they are, or redrawn by the base.",
+    )
+    background_drawing: backgrounds.Params = Field(
+        default=backgrounds.Params(), description="How synthetic backgrounds are drawn; unused where they are real."
+    )
     stages: list[StageParams] = Field(min_length=1, description="Stages of the synthesis, in order.")
     image_scores: list[str] = Field(default=list(IMAGE_SCORES), description="Scores of each image.")
     set_scores: list[str] = Field(default=list(SET_SCORES), description="Scores of the whole set.")
@@ -56,6 +85,7 @@ class Recipe(Record):
     gate: GateParams = Field(default=GateParams(), description="What the kept set must reach to be published.")
     formats: list[str] = Field(default=list(FORMATS), description="Export formats.")
     runner: Runner = Field(default=Runner(), description="Where shards run.")
+    study: StudyParams = Field(default=StudyParams(), description="How `sonoforge study` trains and tests.")
 
     @field_validator("image_scores", "set_scores", "formats")
     @classmethod
@@ -81,8 +111,9 @@ class Recipe(Record):
         return self
 
     def published(self) -> dict[str, object]:
-        """All that decides the dataset's bytes, as plain data: not where it runs, nor where its scans lie."""
-        return self.model_dump(mode="json", exclude={"runner": True, "source": {"root"}})
+        """All that decides the dataset's bytes, as plain data: not where it runs, where its scans lie, how it is
+        studied."""
+        return self.model_dump(mode="json", exclude={"runner": True, "study": True, "source": {"root"}})
 
     def digest(self) -> str:
         """Digest of what is published."""

@@ -14,6 +14,9 @@ from tasks.pretrain import PretrainParams
 from tasks.synthesis.diffusion import base as bases
 from tasks.synthesis.diffusion import pretrain as networks
 
+Curves = dict[str, list[dict[str, float]]]
+"""Losses while training, by part."""
+
 MODELS = Path(__file__).resolve().parents[1] / "models"
 BASE, EXTRACTOR = "sonoforge-base", "extractor"
 
@@ -34,17 +37,22 @@ def train_base(
         The folder of the base.
     """
     params = params or PretrainParams()
-    identity = hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:16]
+    start = None if params.start is None else bases.load(params.start)
+    decisive = params.model_dump_json() + ("" if start is None else start.digest)
+    identity = hashlib.sha256(decisive.encode()).hexdigest()[:16]
     work = work or Path("out") / "train-base" / identity
     work.mkdir(parents=True, exist_ok=True)
     corpus = steps.simulate(params, work)
     if extractor:
         steps.train_extractor(corpus, params, out / EXTRACTOR)
-    vae, autoencoder_curve = steps.train_autoencoder(corpus, params, work)
-    untrained = networks.untrained(vae, params.unet, params.px, params.seed)
-    examples, held_out = steps.encode(untrained, corpus, params, work)
-    trained, unet_curve = steps.train_unet(untrained, examples, held_out, params, work)
-    return export(trained, params, out, steps.measure(trained, corpus, params), autoencoder_curve, unet_curve)
+    curves: Curves = {}
+    if start is None:
+        vae, curves["autoencoder"] = steps.train_autoencoder(corpus, params, work)
+        start = networks.untrained(vae, params.unet, params.px, params.seed)
+    tuned, curves["decoder"] = steps.tune_decoder(start, corpus, params, work)
+    examples, held_out = steps.encode(tuned, corpus, params, work)
+    trained, curves["unet"] = steps.train_unet(tuned, examples, held_out, params, work)
+    return export(trained, params, out, steps.measure(trained, corpus, params), curves, start.digest)
 
 
 def export(
@@ -52,8 +60,8 @@ def export(
     params: PretrainParams,
     out: Path,
     measured: dict[str, object],
-    autoencoder_curve: list[dict[str, float]],
-    unet_curve: list[dict[str, float]],
+    curves: Curves,
+    start: str,
 ) -> Path:
     """Write the base with `training.json`: parameters, loss curves and measurements."""
     folder, fresh = out / BASE, out / f".{BASE}.writing"
@@ -61,8 +69,8 @@ def export(
     networks.export(trained, fresh)
     record: dict[str, Any] = {
         "params": params.model_dump(mode="json"),
-        "autoencoder_curve": autoencoder_curve,
-        "unet_curve": unet_curve,
+        "start": start,
+        "curves": curves,
         "reconstruction": measured,
         "parameters": {
             name: sum(p.numel() for p in getattr(trained, name).parameters())
@@ -85,11 +93,17 @@ def card(record: dict[str, Any]) -> str:
     parts = "".join(f"| {name} | {count:,} |\n" for name, count in record["parameters"].items())
     first = "".join(
         f"| {row['step']} | {row['absolute']:.4f} | {row['spectrum']:.4f} | {row.get('critic', '')} |\n"
-        for row in record["autoencoder_curve"]
+        for row in record["curves"].get("autoencoder", [])
     )
-    rows = record["unet_curve"]
-    kept = [row for index, row in enumerate(rows) if index % max(1, len(rows) // 12) == 0 or row is rows[-1]]
-    second = "".join(f"| {row['step']} | {row['train']:.4f} | {row['held_out']:.4f} |\n" for row in kept)
+    tuning = "".join(
+        f"| {row['step']} | {row['absolute']:.4f} | {row['spectrum']:.4f} | {row['power']:.4f} | {row['critic']:.3f} "
+        "|\n"
+        for row in _thinned(record["curves"]["decoder"])
+    )
+    second = "".join(
+        f"| {row['step']} | {row['train']:.4f} | {row['held_out']:.4f} |\n"
+        for row in _thinned(record["curves"]["unet"])
+    )
     third = "".join(_card_row(organ, measured) for organ, measured in found.items())
     return CARD.format(
         px=params["px"],
@@ -98,14 +112,21 @@ def card(record: dict[str, Any]) -> str:
         held_out=held_out,
         seeds=f"{params['phantom_seed']} and {params['seed']}",
         parts=parts,
-        first=first,
+        first=first or "| | (kept from the start) | | |\n",
+        start="from nothing" if params["start"] is None else f"from base {record['start'][:12]} ({params['start']})",
+        tuning=tuning,
         second=second,
         third=third,
         vae=f"{params['autoencoder']['steps']} steps of {params['autoencoder']['batch']} crops",
-        polish=params["autoencoder"]["polish"],
+        decoder=f"{params['decoder']['steps']} steps of {params['decoder']['batch']} crops",
         unet=f"{params['unet']['steps']} steps of {params['unet']['batch']} examples",
         **record["trained_with"],
     )
+
+
+def _thinned(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """About a dozen of the rows, with the last."""
+    return [row for index, row in enumerate(rows) if index % max(1, len(rows) // 12) == 0 or row is rows[-1]]
 
 
 def _card_row(organ: str, measured: dict[str, Any]) -> str:
@@ -144,9 +165,11 @@ rounds differently.
 | part | parameters |
 |---|---|
 {parts}
+Training started {start}.
 Autoencoder: {vae}, absolute error + log amplitude of short-time spectra + patch
-discriminator + a trace of KL;
-then {polish} steps of the decoder alone, also on spectral power in bands.
+discriminator + a trace of KL.
+Decoder alone, latents untouched: {decoder}, also on spectral power in bands, against a discriminator with
+spectral normalisation.
 UNet and text encoder, together: {unet}, velocity prediction, min-SNR weights, averaged weights.
 Half of the examples fill the hole around a lesion (the lesion ends 3 px inside it), a fifth fill holes with healthy
 tissue, the rest draw whole pictures and lesions with their surroundings. Trained with torch {torch}, Python {python}.
@@ -156,6 +179,11 @@ Autoencoder, mean of the steps before (errors on the scale -1 to 1):
 | step | absolute error | spectral distance | discriminator hinge |
 |---|---|---|---|
 {first}
+Decoder, single steps:
+
+| step | absolute error | spectral distance | band power distance | discriminator hinge |
+|---|---|---|---|---|
+{tuning}
 UNet, weighted squared error of the velocity; held-out phantoms with fixed noise and averaged weights:
 
 | step | training | held out |

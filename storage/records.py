@@ -143,9 +143,17 @@ SCAN_SCHEMA = pa.schema(
 LINEAGE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("background_id", pa.string()),
     ("background_kind", pa.string()),  # real | simulated | synthetic
-    ("mask_id", pa.string()),
+    ("background_strength", pa.float32()),  # how much of the scan was redrawn; null unless synthetic
+    ("background_similarity", pa.float32()),  # to that scan, -1 to 1; null unless synthetic
+    ("mask_id", pa.string()),  # the real mask it was derived from or, of a model's masks, the nearest one
+    ("mask_kind", pa.string()),  # donor | model
+    ("margin", pa.string()),  # circumscribed | microlobulated | spiculated
+    ("orientation", pa.string()),  # parallel | not parallel
     ("base_digest", pa.string()),
     ("adapter_digest", pa.string()),
+    ("harmonizer_digest", pa.string()),  # null where seams are repaired by the label's own adapter
+    ("decoder_digest", pa.string()),  # null where pictures are decoded by the base's own decoder
+    ("levels_id", pa.string()),  # the real lesion whose grey levels it was given; null where as drawn
     ("prompt", pa.string()),
     ("sampler", pa.string()),
     ("steps", pa.int32()),
@@ -162,6 +170,7 @@ SYNTHETIC_SCHEMA = pa.schema(
         ("image", IMAGE),
         ("mask", IMAGE),
         ("region", IMAGE),  # the declared region: outside it the background is untouched
+        ("background", IMAGE),  # where it is synthetic; else null, and `background_id` says where it is
         ("label", pa.string()),
         ("organ", pa.string()),
         ("dataset", pa.string()),
@@ -197,6 +206,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
     pixels = {f"{field.name}.bytes" for field in schema if field.type == IMAGE}
     repeating = {"label", "organ", "dataset", "split", "verdict", "licence", "background_kind", "base_digest"}
+    repeating |= {"mask_kind", "margin", "orientation"}
     return {
         "compression": {leaf: "NONE" if leaf in pixels else "ZSTD" for leaf in leaves},
         "use_dictionary": sorted(repeating & set(schema.names)) or False,

@@ -23,9 +23,10 @@ from storage.records import Record
 from tasks import track
 from tasks.quality import features
 from tasks.sources import phantom
-from tasks.synthesis.diffusion import autoencoder, fidelity, latents, pretrain
+from tasks.synthesis.diffusion import autoencoder, checkpoint, decoder, fidelity, latents, pretrain
 from tasks.synthesis.diffusion.autoencoder import AutoencoderParams
 from tasks.synthesis.diffusion.base import Base
+from tasks.synthesis.diffusion.decoder import DecoderParams
 from tasks.synthesis.diffusion.pretrain import Corpus, Examples, UNetParams
 
 KINDS: tuple[phantom.Kind, ...] = (
@@ -52,7 +53,16 @@ class PretrainParams(Record):
     held_out: int = Field(default=400, ge=11, description="Of these, the last ones, never trained on.")
     phantom_seed: int = Field(default=20261, ge=0, lt=2**31, description="Same seed, same phantoms.")
     seed: int = Field(default=7, ge=0, lt=2**31, description="Same seed, same weights and noise in training.")
-    autoencoder: AutoencoderParams = Field(default=AutoencoderParams(), description="The autoencoder.")
+    start: str | None = Field(
+        default=None,
+        description="A base to go on from instead of from nothing: its encoder stays, the rest learns on.",
+    )
+    autoencoder: AutoencoderParams = Field(
+        default=AutoencoderParams(), description="The autoencoder; not used with `start`."
+    )
+    decoder: DecoderParams = Field(
+        default=DecoderParams(steps=600), description="How its decoder is tuned to the phantoms afterwards."
+    )
     unet: UNetParams = Field(default=UNetParams(), description="The UNet and its text encoder.")
     extractor: features.Params = Field(
         default=features.Params.model_validate({}), description="The extractor of the set scores."
@@ -85,15 +95,25 @@ def train_autoencoder(
     corpus: Corpus, params: PretrainParams, work: Path
 ) -> tuple[AutoencoderKL, list[dict[str, float]]]:
     """The autoencoder, and its loss curve; its state is kept in `autoencoder.safetensors`."""
-    with track.track("autoencoder", params.autoencoder.steps + params.autoencoder.polish, "steps"):
+    with track.track("autoencoder", params.autoencoder.steps, "steps"):
         return autoencoder.train(
             _part(corpus, slice(0, -params.held_out)).images,
             params.autoencoder,
             params.seed,
-            work / "autoencoder.safetensors",
+            checkpoint.File(work / "autoencoder.safetensors"),
             device(),
             partial(track.advance, "autoencoder"),
         )
+
+
+def tune_decoder(base: Base, corpus: Corpus, params: PretrainParams, work: Path) -> tuple[Base, list[dict[str, float]]]:
+    """The base with its decoder tuned to the phantoms, and the losses; kept in `decoder.safetensors`."""
+    images = _part(corpus, slice(0, -params.held_out)).images
+    with track.track("decoder", params.decoder.steps, "steps"):
+        advance: Callable[[int], None] = partial(track.advance, "decoder")
+        checkpoints = checkpoint.File(work / "decoder.safetensors")
+        tuned = decoder.tune(base, images, params.decoder, params.seed, checkpoints, advance)
+    return decoder.apply(base, tuned.weights), tuned.curve
 
 
 def encode(base: Base, corpus: Corpus, params: PretrainParams, work: Path) -> tuple[Examples, Examples]:
@@ -122,7 +142,7 @@ def train_unet(
             held_out,
             params.unet,
             params.seed,
-            work / "unet.safetensors",
+            checkpoint.File(work / "unet.safetensors"),
             device(),
             partial(track.advance, "unet"),
         )

@@ -39,7 +39,7 @@ def score_shard(
         rows = store.open_table(shard.key).to_pylist()
         made = [row for row in rows if row["failure"] is None]
         train = pictures_of(kept_scans(store, scans), "train")
-        scored = _pictures(made)
+        scored = pictures_of_rows(made)
         columns = _scores(_evidence(store, scored, train, judges, seed), names)
         described = _table(made, extractor.features(scored.images), columns)
         failed = [
@@ -104,7 +104,7 @@ def detect_synthetic(
         kept = [scan for scan in kept_scans(store, scans) if scan.split == "train" and scan.label in labels]
         real = pictures_of(kept, "train")
         rows = [row for shard in shards for row in store.open_table(shard.key).to_pylist() if row["failure"] is None]
-        synthetic = _pictures(rows)
+        synthetic = pictures_of_rows(rows)
         real_ids, made_ids = [scan.id for scan in kept], [row["id"] for row in rows]
         parts: list[pa.Table] = []
         with track.track(DETECT, 2 * params.folds * params.steps, "steps"):
@@ -129,8 +129,8 @@ def detect_synthetic(
     return reuse(store, DETECT, ALGORITHM, described, inputs, make)
 
 
-def _pictures(rows: Sequence[Mapping[str, dict[str, bytes]]]) -> Pictures:
-    """Made samples as the judges take them."""
+def pictures_of_rows(rows: Sequence[Mapping[str, dict[str, bytes]]]) -> Pictures:
+    """Rows of made samples as the judges take them."""
     if not rows:
         return Pictures(np.zeros((0, 8, 8), np.uint8), np.zeros((0, 8, 8), np.bool_), [], [])
     return Pictures(

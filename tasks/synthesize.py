@@ -1,7 +1,8 @@
 """Synthesize: one shard of planned samples through all stages."""
 
+import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -9,87 +10,122 @@ from prefect import task
 
 from storage import keys
 from storage.images import encode_grey, encode_mask, pixels_sha256
-from storage.records import LINEAGE_FIELDS, SYNTHETIC_SCHEMA, Ref
+from storage.records import LINEAGE_FIELDS, SYNTHETIC_SCHEMA, Record, Ref
 from storage.store import Store
 from tasks import plan as planning
 from tasks import synthesis, track
 from tasks.ingest import KeptScan, kept_scans
 from tasks.quality import critic as critics
 from tasks.reuse import Done, reuse
-from tasks.synthesis import Critic, Donor, Draft, StageParams, Tools
+from tasks.synthesis import Critic, Donor, Draft, StageParams, Tools, layout, posterior
+from tasks.synthesis import background as backgrounds
 from tasks.synthesis.diffusion import base as bases
+from tasks.synthesis.diffusion import decoder
+from tasks.synthesis.draft import Advance
 
-ALGORITHM = 2
-BACKGROUND_LABEL = "normal"
+ALGORITHM = 3
 STEP = "synthesize"
+MILLISECONDS = "milliseconds"  # among a shard's counts: how long its stages took
+
+_drawing = threading.Lock()
+
+
+class Generator(Record):
+    """All that decides what is drawn, beside a plan and a seed: weights by reference, stages by value.
+
+    A Ref without rows stands for what the recipe does not train. `healthy` is the adapter of healthy tissue, which
+    draws the backgrounds that `background` describes.
+    """
+
+    base: str
+    decoder: Ref
+    adapters: dict[str, Ref]
+    harmonizer: Ref
+    stages: list[StageParams]
+    background: backgrounds.Params | None = None
+    healthy: Ref | None = None
+    critic: Ref | None = None
+
+    def described(self) -> dict[str, object]:
+        """The part of a step's key that is no digest."""
+        return self.model_dump(mode="json", include={"stages", "background"})
+
+    def digests(self) -> list[str]:
+        """Of the base and of all weights."""
+        others = {
+            "decoder": self.decoder,
+            "harmonizer": self.harmonizer,
+            "healthy": self.healthy,
+            "critic": self.critic,
+        }
+        named = {**others, **{f"adapter {label}": ref for label, ref in sorted(self.adapters.items())}}
+        weights = [f"{name}={ref.sha256}" for name, ref in named.items() if ref is not None]
+        return [bases.digest(bases.locate(self.base)), *weights]
+
+
+def tools_of(store: Store, generator: Generator, kept: list[KeptScan], advance: Advance) -> Tools:
+    """What the stages work with: the base with its tuned decoder, every adapter, the training lesions."""
+    base = bases.load(generator.base)
+    if generator.decoder.rows:
+        base = decoder.apply(base, store.read(generator.decoder.key))
+    adapters = dict(generator.adapters)
+    if generator.healthy is not None:
+        adapters[backgrounds.HEALTHY] = generator.healthy
+    return Tools(
+        base=base,
+        adapters={label: store.read(ref.key) for label, ref in adapters.items()},
+        donors=donors_of(kept),
+        critic=critic_of(store, generator.critic),
+        harmonizer=store.read(generator.harmonizer.key) if generator.harmonizer.rows else None,
+        advance=advance,
+    )
 
 
 @task(name="synthesize", task_run_name="synthesize {first}-{last}")
 def synthesize_shard(
-    store_url: str,
-    scans: Ref,
-    base: str,
-    adapters: Mapping[str, Ref],
-    critic: Ref,
-    stages: list[StageParams],
-    plan: planning.Plan,
-    seed: int,
-    first: int,
-    last: int,
+    store_url: str, scans: Ref, generator: Generator, plan: planning.Plan, seed: int, first: int, last: int
 ) -> Done:
     """Make samples `first` to `last` of the plan; the Ref is a Parquet shard, a row for each, made or failed."""
     store = Store(store_url)
-    digest = bases.digest(bases.locate(base))
 
     def make(key: str) -> Ref:
         kept = kept_scans(store, scans)
         samples = planning.planned(plan, seed, range(first, last))
-        made = apply_stages(
-            drafts_of(kept, samples),
-            stages,
-            Tools(
-                base=bases.load(base),
-                adapters={label: store.read(ref.key) for label, ref in adapters.items()},
-                donors=donors_of(kept),
-                critic=critic_of(store, critic),
-                advance=lambda count: track.advance(STEP, count / len(stages)),
-            ),
-        )
-        rows = [row_of(draft, kept[0].dataset, digest, adapters[draft.label].sha256) for draft in made]
+        stages = len(generator.stages)
+        tools = tools_of(store, generator, kept, lambda count: track.advance(STEP, count / stages))
+        with one_draws():
+            start = time.perf_counter()
+            made = apply_stages(drafts_of(kept, samples, generator.background, tools), generator.stages, tools)
+            seconds = time.perf_counter() - start
+        rows = [row_of(draft, kept[0].dataset, generator) for draft in made]
         file = keys.step_file(STEP, key, "shard.parquet")
         sha256 = store.put_table(file, pa.Table.from_pylist(rows, schema=SYNTHETIC_SCHEMA))
         counts = Counter("failed" if draft.failure else draft.label for draft in made)
+        counts[MILLISECONDS] = round(1000 * seconds)
         return Ref(key=file, sha256=sha256, rows=len(rows), counts=dict(counts))
 
-    params: dict[str, object] = {
-        "stages": [stage.model_dump(mode="json") for stage in stages],
-        "labels": plan.labels,
-        "seed": seed,
-        "indices": [first, last],
-    }
-    inputs = [
-        scans.sha256,
-        digest,
-        critic.sha256,
-        *(f"{label}={adapters[label].sha256}" for label in sorted(adapters)),
-    ]
-    done = reuse(store, STEP, ALGORITHM, params, inputs, make)
+    params = {**generator.described(), "labels": plan.labels, "seed": seed, "indices": [first, last]}
+    done = reuse(store, STEP, ALGORITHM, params, [scans.sha256, *generator.digests()], make)
     if done.reused:
         track.advance(STEP, last - first)
     return done
 
 
-def drafts_of(kept: list[KeptScan], samples: list[planning.Planned]) -> list[Draft]:
+def drafts_of(
+    kept: list[KeptScan], samples: list[planning.Planned], background: backgrounds.Params | None, tools: Tools
+) -> list[Draft]:
     """A draft for each planned sample: a healthy scan of the training split, drawn by the sample's own seed.
+
+    With `background`, what the base makes of that scan takes its place.
 
     Raises:
         ValueError: the training split holds no healthy scan.
     """
-    healthy = [scan for scan in kept if scan.label == BACKGROUND_LABEL and scan.split == "train"]
+    healthy = [scan for scan in kept if scan.label == backgrounds.HEALTHY and scan.split == "train"]
     if not healthy:
         found = dict(Counter(f"{scan.label}/{scan.split}" for scan in kept))
         raise ValueError(
-            f"no {BACKGROUND_LABEL} scan in the training split to put lesions into; found {found}. "
+            f"no {backgrounds.HEALTHY} scan in the training split to put lesions into; found {found}. "
             "Add healthy scans, or lower screen.val and screen.test"
         )
     drafts: list[Draft] = []
@@ -109,24 +145,40 @@ def drafts_of(kept: list[KeptScan], samples: list[planning.Planned]) -> list[Dra
                 image=scan.image,
             )
         )
-    return drafts
+    return drafts if background is None else backgrounds.draw(background, drafts, tools)
 
 
 def donors_of(kept: list[KeptScan]) -> list[Donor]:
-    """The lesion masks of the training split."""
+    """The lesion masks of the training split, with their scans."""
     return [
-        Donor(id=scan.id, mask=scan.mask, label=scan.label, group=scan.group, pixel_mm=scan.pixel_mm)
+        Donor(
+            id=scan.id,
+            mask=scan.mask,
+            label=scan.label,
+            group=scan.group,
+            pixel_mm=scan.pixel_mm,
+            behind=posterior.behind(scan.image, scan.mask, ~layout.outside_picture(scan.image)),
+            image=scan.image,
+        )
         for scan in kept
         if scan.split == "train" and scan.mask is not None and scan.mask.any()
     ]
 
 
-def critic_of(store: Store, critic: Ref) -> Critic | None:
+def critic_of(store: Store, critic: Ref | None) -> Critic | None:
     """The trained critic as a function; None where the recipe trains none."""
-    if not critic.rows:
+    if critic is None or not critic.rows:
         return None
     judge = critics.load(store.read(critic.key))
     return lambda images, masks, labels: judge.realism(images, masks)
+
+
+def one_draws() -> threading.Lock:
+    """What lets one shard of a process draw at a time, on all cores or the GPU; others read, encode, upload meanwhile.
+
+    A function, because a task is pickled with all it names when it goes to another process, and a lock cannot be.
+    """
+    return _drawing
 
 
 def apply_stages(drafts: list[Draft], stages: list[StageParams], tools: Tools) -> list[Draft]:
@@ -136,14 +188,15 @@ def apply_stages(drafts: list[Draft], stages: list[StageParams], tools: Tools) -
     return drafts
 
 
-def row_of(draft: Draft, dataset: str, base_digest: str, adapter_digest: str) -> dict[str, object]:
+def row_of(draft: Draft, dataset: str, generator: Generator) -> dict[str, object]:
     """The row of a finished or failed draft."""
     lineage = {name: draft.lineage.get(name) for name, _ in LINEAGE_FIELDS}
     lineage |= {
         "background_id": draft.background_id,
         "background_kind": draft.background_kind,
-        "base_digest": base_digest,
-        "adapter_digest": adapter_digest,
+        "base_digest": bases.digest(bases.locate(generator.base)),
+        "decoder_digest": generator.decoder.sha256 if generator.decoder.rows else None,
+        "adapter_digest": generator.adapters[draft.label].sha256,
         "seed": draft.seed,
     }
     made = draft.failure is None
@@ -155,6 +208,9 @@ def row_of(draft: Draft, dataset: str, base_digest: str, adapter_digest: str) ->
         else None,
         "region": {"bytes": encode_mask(draft.region), "path": f"{draft.id}.region.png"}
         if made and draft.region is not None
+        else None,
+        "background": {"bytes": encode_grey(draft.background), "path": f"{draft.id}.background.png"}
+        if made and draft.background_kind == backgrounds.KIND
         else None,
         "label": draft.label,
         "organ": draft.organ,

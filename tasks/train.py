@@ -1,16 +1,18 @@
-"""Train: one LoRA adapter a label, the judges that score, and the critic that picks candidates."""
+"""Train: one LoRA adapter a label and one for seams, the judges that score, and the critic that picks candidates."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from prefect import task
 from pydantic import Field
 
 from storage import keys
+from storage.images import encode_grey
 from storage.records import Record, Ref
 from storage.store import Store
 from tasks import plan as planning
@@ -22,16 +24,18 @@ from tasks.quality.detector import Params as DetectorParams
 from tasks.quality.judge import Judge, Pictures
 from tasks.quality.segmenter import Params as SegmenterParams
 from tasks.reuse import Done, reuse
-from tasks.synthesis import Draft, StageParams, Tools
+from tasks.synthesis import Draft, seams
+from tasks.synthesis import background as backgrounds
 from tasks.synthesis.diffusion import base as bases
 from tasks.synthesis.diffusion import lora
 from tasks.synthesis.diffusion.lora import LoraParams
-from tasks.synthesize import apply_stages, donors_of, drafts_of
+from tasks.synthesize import Generator, apply_stages, drafts_of, tools_of
 
-ADAPTER_ALGORITHM = 1
+ADAPTER_ALGORITHM = 2
 JUDGE_ALGORITHM = 1
-CRITIC_ALGORITHM = 1
-ADAPTER, CRITIC = "train-adapter", "train-critic"
+CRITIC_ALGORITHM = 2
+HARMONIZER_ALGORITHM = 1
+ADAPTER, HARMONIZER, CRITIC = "train-adapter", "train-harmonizer", "train-critic"
 
 JudgeName = Literal["classifier", "segmenter"]
 JUDGES: tuple[JudgeName, ...] = ("classifier", "segmenter")
@@ -85,6 +89,34 @@ class StoredCheckpoints:
             self._store.delete(key)
 
 
+class StoredLatents:
+    """Latents and prompt embeddings in the store: a second adapter on the same scans encodes nothing again."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def get(self, key: str) -> bytes | None:
+        """What was kept under this key, None where nothing was."""
+        file = keys.step_file("latents", key, "latents.safetensors")
+        return self._store.read(file) if self._store.exists(file) else None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep it."""
+        self._store.put(keys.step_file("latents", key, "latents.safetensors"), data)
+
+
+class StoredSamples:
+    """Samples drawn during training, one PNG a step with the images side by side."""
+
+    def __init__(self, store: Store, step: str, key: str) -> None:
+        self._store, self._step, self._key = store, step, key
+
+    def __call__(self, step: int, images: NDArray[np.uint8]) -> None:
+        """Keep samples (N, H, W) drawn after training step `step`."""
+        file = keys.step_file(self._step, self._key, f"samples/{step:08d}.png")
+        self._store.put(file, encode_grey(np.concatenate(list(images), axis=1)))
+
+
 @task(name="train adapter", task_run_name="train adapter {label}")
 def train_adapter(store_url: str, scans: Ref, base: str, params: LoraParams, label: str, seed: int) -> Done:
     """Fine-tune a LoRA adapter on the training scans of `label`; the Ref is its safetensors file."""
@@ -93,7 +125,7 @@ def train_adapter(store_url: str, scans: Ref, base: str, params: LoraParams, lab
     digest = bases.digest(bases.locate(base))
 
     def make(key: str) -> Ref:
-        kept = [scan for scan in kept_scans(store, scans) if scan.label == label and scan.mask is not None]
+        kept = [scan for scan in kept_scans(store, scans) if scan.label == label]
         examples, held_out = _examples(kept, "train"), _examples(kept, "val")
         if not examples:
             raise ValueError(
@@ -111,16 +143,58 @@ def train_adapter(store_url: str, scans: Ref, base: str, params: LoraParams, lab
                 seed,
                 checkpoints,
                 lambda images: track.advance(step, images),
+                StoredLatents(store),
+                StoredSamples(store, ADAPTER, key),
             )
-        file = keys.step_file(ADAPTER, key, "pytorch_lora_weights.safetensors")
-        store.put(file, adapter.weights)
-        store.put(keys.step_file(ADAPTER, key, "curve.json"), json.dumps(adapter.curve).encode())
-        checkpoints.clear()
-        counts = {"examples": len(examples), "held out": len(held_out), "best step": adapter.best_step}
-        return Ref(key=file, sha256=_sha256(adapter.weights), rows=len(examples), counts=counts)
+        return _stored_adapter(store, ADAPTER, key, adapter, examples, held_out)
 
     described = {"lora": params.model_dump(mode="json"), "label": label, "seed": seed}
     return reuse(store, ADAPTER, ADAPTER_ALGORITHM, described, [scans.sha256, digest], make)
+
+
+@task(name="train harmonizer")
+def train_harmonizer(
+    store_url: str, scans: Ref, base: str, params: seams.Params | None, labels: Sequence[str], seed: int
+) -> Done:
+    """Fine-tune the LoRA adapter that repairs seams, one for all `labels`; the Ref is its safetensors file.
+
+    It learns from training scans with spoiled lesion borders. The Ref has no rows where the recipe trains none.
+    """
+    store = Store(store_url)
+    digest = bases.digest(bases.locate(base))
+
+    def make(key: str) -> Ref:
+        if params is None:
+            return Ref(key=keys.step_file(HARMONIZER, key, "none"), sha256=_sha256(b""))
+        kept = [scan for scan in kept_scans(store, scans) if scan.label in labels]
+        examples = seams.pairs(_examples(kept, "train"), params.flaws_per_scan, seed)
+        held_out = seams.pairs(_examples(kept, "val"), 1, seed + 1)
+        if not examples:
+            raise ValueError(
+                f"no training scan of {', '.join(labels)} with a mask to spoil; set harmonizer to null, or add scans"
+            )
+        checkpoints = StoredCheckpoints(store, HARMONIZER, key)
+        with track.track(HARMONIZER, params.steps * params.batch):
+            adapter = lora.train(
+                bases.load(base),
+                examples,
+                held_out,
+                kept[0].organ,
+                params,
+                seed,
+                checkpoints,
+                lambda images: track.advance(HARMONIZER, images),
+                StoredLatents(store),
+                StoredSamples(store, HARMONIZER, key),
+            )
+        return _stored_adapter(store, HARMONIZER, key, adapter, examples, held_out)
+
+    described = {
+        "harmonizer": None if params is None else params.model_dump(mode="json"),
+        "labels": sorted(labels),
+        "seed": seed,
+    }
+    return reuse(store, HARMONIZER, HARMONIZER_ALGORITHM, described, [scans.sha256, digest], make)
 
 
 @task(name="train judge", task_run_name="train {name}")
@@ -146,57 +220,44 @@ def train_judge(store_url: str, scans: Ref, name: JudgeName, params: JudgesParam
 
 
 @task(name="train critic")
-def train_critic(
-    store_url: str,
-    scans: Ref,
-    base: str,
-    adapters: Mapping[str, Ref],
-    stages: list[StageParams],
-    seed: int,
-    params: CriticParams | None,
-) -> Done:
+def train_critic(store_url: str, scans: Ref, generator: Generator, seed: int, params: CriticParams | None) -> Done:
     """Train the Vision Transformer that picks candidates: real lesions against generated ones.
 
     Both come from the training split: the stages run, without a critic, into its healthy scans. The Ref has no
     rows where the recipe trains no critic, or no stage would ask it.
     """
     store = Store(store_url)
-    digest = bases.digest(bases.locate(base))
+    # Nobody chooses here, so one critic serves every number of candidates.
+    stages = [
+        stage.model_copy(update={"candidates": 1}) if stage.stage == "lesion" else stage for stage in generator.stages
+    ]
+    generator = generator.model_copy(update={"stages": stages, "critic": None})
 
     def make(key: str) -> Ref:
         if params is None:
             return Ref(key=keys.step_file(CRITIC, key, "none"), sha256=_sha256(b""))
         kept = kept_scans(store, scans)
-        plan = planning.Plan(samples=params.generated, labels=dict.fromkeys(sorted(adapters), 1.0))
-        # Seeds of their own, so that no candidate of the dataset is one that the critic has seen.
-        drafts = drafts_of(kept, planning.planned(plan, seed + 1, range(plan.samples)))
+        plan = planning.Plan(samples=params.generated, labels=dict.fromkeys(sorted(generator.adapters), 1.0))
+        tools = tools_of(store, generator, kept, lambda count: track.advance(CRITIC, count / len(stages)))
         with track.track(CRITIC, plan.samples):
-            made = apply_stages(
-                drafts,
-                stages,
-                Tools(
-                    base=bases.load(base),
-                    adapters={label: store.read(ref.key) for label, ref in adapters.items()},
-                    donors=donors_of(kept),
-                    advance=lambda count: track.advance(CRITIC, count / len(stages)),
-                ),
-            )
+            # Seeds of their own, so that no candidate of the dataset is one that the critic has seen.
+            planned = planning.planned(plan, seed + 1, range(plan.samples))
+            made = apply_stages(drafts_of(kept, planned, generator.background, tools), stages, tools)
         generated = pictures_of_drafts(made)
-        lesions = pictures_of(kept, "train").with_labels(adapters)
-        held_out = pictures_of(kept, "val").with_labels(adapters)
+        lesions = pictures_of(kept, "train").with_labels(generator.adapters)
+        held_out = pictures_of(kept, "val").with_labels(generator.adapters)
         # The generated lesions held out: by background, a fifth of them.
         unseen = np.array([int(_sha256(group.encode()), 16) % 5 == 0 for group in generated.groups], np.bool_)
         pair = held_out, generated.select(unseen)
         judge = critic.train(lesions, generated.select(~unseen), pair, params.training, seed)
         return _stored(store, CRITIC, key, judge, len(generated))
 
-    described: dict[str, object] = {
+    described = {
         "params": None if params is None else params.model_dump(mode="json"),
-        "stages": [stage.model_dump(mode="json") for stage in stages],
+        **generator.described(),
         "seed": seed,
     }
-    inputs = [scans.sha256, digest, *(f"{label}={adapters[label].sha256}" for label in sorted(adapters))]
-    return reuse(store, CRITIC, CRITIC_ALGORITHM, described, inputs, make)
+    return reuse(store, CRITIC, CRITIC_ALGORITHM, described, [scans.sha256, *generator.digests()], make)
 
 
 def pictures_of(kept: Sequence[KeptScan], *splits: str) -> Pictures:
@@ -232,11 +293,36 @@ def pictures_of_drafts(drafts: Sequence[Draft]) -> Pictures:
 
 
 def _examples(kept: Sequence[KeptScan], split: str) -> list[lora.Example]:
+    """Scans with a lesion, that is what is learned of them; and healthy ones, of which all is."""
     return [
-        lora.Example(image=scan.image, mask=scan.mask, label=scan.label)
+        lora.Example(image=scan.image, mask=scan.mask if lesion else None, label=scan.label)
         for scan in kept
-        if scan.split == split and scan.mask is not None and scan.mask.any()
+        if scan.split == split
+        and ((lesion := scan.mask is not None and bool(scan.mask.any())) or scan.label == backgrounds.HEALTHY)
     ]
+
+
+def _stored_adapter(
+    store: Store,
+    step: str,
+    key: str,
+    adapter: lora.Adapter,
+    examples: Sequence[lora.Example],
+    held_out: Sequence[lora.Example],
+) -> Ref:
+    file = keys.step_file(step, key, "pytorch_lora_weights.safetensors")
+    store.put(file, adapter.weights)
+    store.put(keys.step_file(step, key, "curve.json"), json.dumps(adapter.curve).encode())
+    StoredCheckpoints(store, step, key).clear()
+    counts = {"examples": len(examples), "held out": len(held_out), "best step": adapter.best_step}
+    return Ref(key=file, sha256=_sha256(adapter.weights), rows=len(examples), counts=counts)
+
+
+def report_of(store: Store, judge: Ref) -> dict[str, float]:
+    """What a trained judge reached on held-out groups; nothing where none was trained."""
+    if not judge.rows:
+        return {}
+    return json.loads(store.read(f"{judge.key.rsplit('/', 1)[0]}/report.json"))
 
 
 def _stored(store: Store, step: str, key: str, judge: Judge, rows: int) -> Ref:

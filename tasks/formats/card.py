@@ -171,7 +171,12 @@ def _columns() -> str:
 | `label`, `organ`, `dataset` | what it shows; where its background comes from |
 | `group`, `split` | patient, exam or near-duplicate cluster it descends from |
 | `pixel_mm` | millimetres per pixel where known |
-| `background_id`, `mask_id`, `base_digest`, `adapter_digest` | lineage: what it was made from |
+| `background_id`, `mask_id`, `levels_id` | lineage: the scans it was made from |
+| `base_digest`, `decoder_digest`, `adapter_digest`, `harmonizer_digest` | lineage: the weights it was made with |
+| `mask_kind` | the outline is a real one deformed (donor) or drawn from a shape model (model) |
+| `margin`, `orientation` | BI-RADS terms, measured on the mask |
+| `background_kind` | real, simulated or synthetic |
+| `background_strength`, `background_similarity` | of a synthetic one: share redrawn, likeness to its scan |
 | `prompt`, `sampler`, `steps`, `guidance`, `seed`, `candidates`, … | lineage: how |
 | one column a score | per-image scores |
 | `verdict`, `reasons` | kept; in the ledger also rejected or failed, and why |

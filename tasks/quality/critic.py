@@ -1,6 +1,8 @@
 """Which candidate looks most like a real lesion? A small MONAI Vision Transformer on lesion squares.
 
-It sees the square and the mask in it, so that a fine texture in the wrong place does not win.
+It sees the whole lesion with its mask, so that a fine texture in the wrong place does not win; and the window that
+detectors look at, no pixel resampled, with its fine structure apart, so that the dots a decoder leaves do not win
+either.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from pydantic import Field
 
 from storage.records import Record
 from tasks.imaging import Grey, Mask
+from tasks.quality import detector
 from tasks.quality.crops import lesion_crops
 from tasks.quality.degradation import DEGRADATIONS, degrade_inside
 from tasks.quality.judge import Advance, Judge, Pictures, silent
@@ -19,7 +22,7 @@ from tasks.quality.judge import Advance, Judge, Pictures, silent
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PX = 48
+PX = detector.PX
 
 
 class Params(Record):
@@ -137,30 +140,39 @@ def _moved(mask: Mask, rng: np.random.Generator) -> Mask:
 
 
 def _inputs(images: Grey, masks: Mask) -> "Tensor":
-    """Lesion square and its mask as two channels, (n, 2, px, px)."""
+    """Four channels, (n, 4, px, px): the lesion's square and its mask, the detectors' window and its fine structure."""
     from tasks.quality import fitting
 
     squares, outlines = lesion_crops(images, masks, PX)
-    pixels = fitting.normalised(fitting.to_tensor(squares, PX))
-    return fitting.concatenate([pixels, fitting.to_mask_tensor(outlines, PX)], dim=1)
+    whole = fitting.normalised(fitting.to_tensor(squares, PX))
+    close = detector.with_detail(detector.windows(images, masks))
+    return fitting.concatenate([whole, fitting.to_mask_tensor(outlines, PX), close], dim=1)
 
 
 def _network() -> "nn.Module":
     from monai.networks.nets.vit import ViT
     from torch import nn
 
-    class FirstOutput(nn.Module):
-        """MONAI's ViT returns its hidden states too."""
+    class Hybrid(nn.Module):
+        """A Vision Transformer on the features of three convolutions (Dosovitskiy et al., arXiv 2010.11929,
+        section 3.1): from a few hundred lesions, patches of raw pixels alone teach it no texture."""
 
         def __init__(self) -> None:
             super().__init__()
+            widths = (4, 16, 24, 32)
+            self.stem = nn.Sequential(
+                *(
+                    nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+                    for a, b, stride in zip(widths, widths[1:], (1, 2, 2), strict=False)
+                )
+            )
             self.vit = ViT(
-                in_channels=2,
-                img_size=(PX, PX),
-                patch_size=(8, 8),
+                in_channels=widths[-1],
+                img_size=(PX // 4, PX // 4),
+                patch_size=(2, 2),
                 hidden_size=64,
                 mlp_dim=128,
-                num_layers=3,
+                num_layers=2,
                 num_heads=4,
                 classification=True,
                 num_classes=1,
@@ -169,6 +181,6 @@ def _network() -> "nn.Module":
             )
 
         def forward(self, inputs: "Tensor") -> "Tensor":
-            return self.vit(inputs)[0]
+            return self.vit(self.stem(inputs))[0]  # MONAI's ViT returns its hidden states too
 
-    return FirstOutput()
+    return Hybrid()

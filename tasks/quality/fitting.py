@@ -99,20 +99,23 @@ def balanced_batches(classes: NDArray[np.intp], size: int, rng: Rng) -> Iterator
         yield np.array([rng.choice(members[k]) for k in picked])
 
 
-def augment(images: torch.Tensor, masks: torch.Tensor | None, rng: Rng) -> tuple[torch.Tensor, torch.Tensor | None]:
+def augment(
+    images: torch.Tensor, masks: torch.Tensor | None, rng: Rng, strength: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One random view of every pair: mirror, shift, zoom, a little shear; gain and gamma for the image.
 
-    Image and mask share the geometry. Never upside down: shadows fall.
+    Image and mask share the geometry. Never upside down: shadows fall. At `strength` 1 sizes change by up to 15 %;
+    it multiplies all ranges.
     """
     n = len(images)
-    zoom = rng.uniform(0.85, 1.15, n)
+    zoom = rng.uniform(1 - 0.15 * strength, 1 + 0.15 * strength, n)
     theta = np.zeros((n, 2, 3), np.float32)
     theta[:, 0, 0] = zoom * rng.choice([-1.0, 1.0], n)
-    theta[:, 1, 1] = zoom * rng.uniform(0.93, 1.07, n)
-    theta[:, 0, 1] = rng.uniform(-0.1, 0.1, n)
-    theta[:, :, 2] = rng.uniform(-0.08, 0.08, (n, 2))
-    gain = torch.from_numpy(rng.uniform(0.8, 1.2, (n, 1, 1, 1)).astype(np.float32))
-    gamma = torch.from_numpy(rng.uniform(0.8, 1.25, (n, 1, 1, 1)).astype(np.float32))
+    theta[:, 1, 1] = zoom * rng.uniform(0.93 - 0.07 * (strength - 1), 1.07 + 0.07 * (strength - 1), n)
+    theta[:, 0, 1] = rng.uniform(-0.1 * strength, 0.1 * strength, n)
+    theta[:, :, 2] = rng.uniform(-0.08 * strength, 0.08 * strength, (n, 2))
+    gain = torch.from_numpy(rng.uniform(1 - 0.2 * strength, 1 + 0.2 * strength, (n, 1, 1, 1)).astype(np.float32))
+    gamma = torch.from_numpy(rng.uniform(0.8**strength, 1.25**strength, (n, 1, 1, 1)).astype(np.float32))
     grid = F.affine_grid(torch.from_numpy(theta), list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, align_corners=False)
     moved = (moved.clamp(0, 1) ** gamma * gain).clamp(0, 1)

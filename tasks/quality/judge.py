@@ -65,6 +65,13 @@ class Pictures:
         labels, groups = [self.labels[row] for row in chosen], [self.groups[row] for row in chosen]
         return Pictures(self.images[chosen], self.masks[chosen], labels, groups)
 
+    def and_also(self, others: "Pictures") -> "Pictures":
+        """These pictures, then the `others`."""
+        if not len(others):
+            return self
+        images, masks = np.concatenate([self.images, others.images]), np.concatenate([self.masks, others.masks])
+        return Pictures(images, masks, [*self.labels, *others.labels], [*self.groups, *others.groups])
+
     def with_labels(self, labels: Collection[str]) -> "Pictures":
         """Only the pictures of these labels: what a set of such lesions may fairly be compared with."""
         return self.select(np.array([label in labels for label in self.labels], np.bool_))

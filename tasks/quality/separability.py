@@ -1,12 +1,14 @@
 """How well can a detector tell synthetic from real? 0.5: not at all; 1: always."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import SetScore
 from tasks.quality.detector import Detection
 from tasks.quality.evidence import SetEvidence
-from tasks.quality.resampling import central_interval, group_weights
+from tasks.quality.resampling import Rng, central_interval, group_weights
 
 _NETWORK = "monai-resnet, out of fold"
 
@@ -22,7 +24,7 @@ def area_under_curve(detection: Detection) -> float:
     if not _shared(detection).any():
         raise ValueError("no fold holds both real and synthetic images; use fewer folds")
     ones = np.ones((1, len(detection.real))), np.ones((1, len(detection.synthetic)))
-    return float(_weighted(detection, *ones)[0])
+    return float(weighted_area(detection, *ones)[0])
 
 
 def detector_auc(evidence: SetEvidence) -> SetScore:
@@ -43,11 +45,8 @@ def detector_auc(evidence: SetEvidence) -> SetScore:
     if not _shared(evidence.detection).any():
         return score.model_copy(update={"note": "refused: no fold holds both real and synthetic images"})
     rng = np.random.default_rng([evidence.seed, 12])
-    n = len(evidence.real)
-    # One draw for both sides: a group that gave real and synthetic images comes and goes as a whole.
-    weights = group_weights([*evidence.real_groups, *evidence.synthetic_groups], evidence.resamples, rng)
-    low, high = _interval(evidence.detection, weights[:, :n], weights[:, n:])
-    value = area_under_curve(evidence.detection)
+    groups = evidence.real_groups, evidence.synthetic_groups
+    value, low, high = area_with_interval(evidence.detection, *groups, evidence.resamples, rng)
     score = score.model_copy(update={"value": value, "low": low, "high": high, "note": "no floor: none was trained"})
     floor = evidence.floor_detection
     if floor is None or not _shared(floor).any():
@@ -60,8 +59,46 @@ def detector_auc(evidence: SetEvidence) -> SetScore:
     return score.model_copy(update=update | {"note": f"floor at N = {a} and {b}"})
 
 
+def area_with_interval(
+    detection: Detection, real_groups: Sequence[str], synthetic_groups: Sequence[str], resamples: int, rng: Rng
+) -> tuple[float, float, float]:
+    """`area_under_curve`, and its central 95 % bootstrap interval over groups."""
+    value = area_under_curve(detection)
+    n = len(detection.real)
+    # One draw for both sides: a group that gave real and synthetic images comes and goes as a whole.
+    weights = group_weights([*real_groups, *synthetic_groups], resamples, rng)
+    return value, *_interval(detection, weights[:, :n], weights[:, n:])
+
+
+def permutation_p(
+    detection: Detection, real_groups: Sequence[str], synthetic_groups: Sequence[str], draws: int, rng: Rng
+) -> float:
+    """Share of relabellings that reach the observed area: small where the two sides differ, 0..1.
+
+    The answers stay as they are and whole groups change sides, each within its fold; a group found on both sides in
+    one fold counts once for each. One-sided; the observed labelling counts as one draw.
+    """
+    n = len(detection.real)
+    answers = np.concatenate([detection.real, detection.synthetic])
+    fold = np.concatenate([detection.real_fold, detection.synthetic_fold])
+    side = np.repeat([0, 1], [n, len(detection.synthetic)])
+    names = [f"{s}/{f}/{g}" for s, f, g in zip(side, fold, [*real_groups, *synthetic_groups], strict=True)]
+    _, first, member = np.unique(names, return_index=True, return_inverse=True)
+    observed, reached = area_under_curve(detection), 1
+    for _ in range(draws):
+        drawn = side[first]
+        for k in np.unique(fold):
+            own = np.flatnonzero(fold[first] == k)
+            drawn[own] = rng.permutation(drawn[own])
+        now = drawn[member]
+        a, b = now == 0, now == 1
+        permuted = Detection(answers[a], answers[b], fold[a], fold[b])
+        reached += _shared(permuted).any() and area_under_curve(permuted) >= observed
+    return reached / (draws + 1)
+
+
 def _interval(detection: Detection, real: NDArray[np.float64], synthetic: NDArray[np.float64]) -> tuple[float, float]:
-    resampled = _weighted(detection, real, synthetic)
+    resampled = weighted_area(detection, real, synthetic)
     return central_interval(resampled[np.isfinite(resampled)])
 
 
@@ -70,8 +107,13 @@ def _shared(detection: Detection) -> NDArray[np.bool_]:
     return detection.real_fold[:, None] == detection.synthetic_fold[None]
 
 
-def _weighted(detection: Detection, real: NDArray[np.float64], synthetic: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The area with every image counted `weights` times, (resamples,)."""
+def weighted_area(
+    detection: Detection, real: NDArray[np.float64], synthetic: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`area_under_curve` with every image counted so often, (resamples,); NaN where no pair is left.
+
+    `real` and `synthetic` are counts, (resamples, images).
+    """
     shared = _shared(detection).astype(np.float64)
     difference = detection.synthetic[None] - detection.real[:, None]
     right = shared * (0.5 + 0.5 * np.sign(difference))

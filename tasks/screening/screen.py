@@ -13,7 +13,7 @@ from storage.records import SCAN_SCHEMA, SPLITS, Record, Scan, Split
 from tasks.imaging import Grey, Mask, letterbox
 from tasks.screening.duplicates import find_alike
 from tasks.screening.marks import MARKS, find_marks
-from tasks.screening.splits import split_by_group
+from tasks.screening.splits import folds_by_group, split_by_group
 
 KEPT, SET_ASIDE = "kept", "set aside"
 
@@ -26,7 +26,23 @@ class ScreenParams(Record):
     )
     val: float = Field(default=0.15, ge=0, lt=1, description="Share of the images for validation")
     test: float = Field(default=0.15, ge=0, lt=1, description="Share of the images held out to the end")
+    folds: int | None = Field(
+        default=None,
+        ge=2,
+        le=100,
+        description="Cross-validation: the test split is fold `fold` of so many, by group; `test` and the source's own "
+        "splits then do not count, and `val` is a share of the rest",
+    )
+    fold: int | None = Field(default=None, ge=0, description="Which fold is the test split, 0 to folds - 1")
     keep_marked: bool = Field(default=False, description="Keep scans with burned-in marks or coloured overlays")
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> "ScreenParams":
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError(f"folds is {self.folds} and fold is {self.fold}; give both, or neither")
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} of {self.folds} does not exist; expected 0 to {self.folds - 1}")
+        return self
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> "ScreenParams":
@@ -188,8 +204,11 @@ def _merged_groups(scans: Sequence[Scan], alike: Sequence[int], dataset: str) ->
 def _splits(
     scans: Sequence[Scan], scenes: Sequence[str], usable: Sequence[bool], params: ScreenParams, seed: int
 ) -> list[Split | None]:
-    """Split of each scan's scene, by the usable ones; the source's own where it has one."""
+    """Split of each scan's scene, by the usable ones; the source's own where it has one, but for cross-validation."""
     kept = [k for k, good in enumerate(usable) if good]
+    if params.folds is not None:
+        found = _cross_validation([scenes[k] for k in kept], [scans[k].label for k in kept], params, seed)
+        return [found.get(scene) for scene in scenes]
     fixed: dict[str, Split] = {}
     for k in kept:
         own = scans[k].split
@@ -200,6 +219,18 @@ def _splits(
     fractions: dict[Split, float] = {"train": 1 - params.val - params.test, "val": params.val, "test": params.test}
     splits = split_by_group([scenes[k] for k in kept], [scans[k].label for k in kept], fractions, seed, fixed)
     return [splits.get(scene) for scene in scenes]
+
+
+def _cross_validation(
+    scenes: Sequence[str], labels: Sequence[str], params: ScreenParams, seed: int
+) -> dict[str, Split]:
+    """Test is one fold; of the rest `val` is for validation."""
+    assert params.folds is not None
+    folds = folds_by_group(scenes, labels, params.folds, seed)
+    held_out: dict[str, Split] = {scene: "test" for scene, fold in folds.items() if fold == params.fold}
+    rest = [k for k, scene in enumerate(scenes) if scene not in held_out]
+    fractions: dict[Split, float] = {"train": 1 - params.val, "val": params.val, "test": 0.0}
+    return held_out | split_by_group([scenes[k] for k in rest], [labels[k] for k in rest], fractions, seed)
 
 
 def _identity(scan: Scan, dataset: str) -> str:

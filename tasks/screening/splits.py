@@ -33,18 +33,50 @@ def split_by_group(
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
         raise ValueError(f"split fractions are {dict(fractions)}; they must be 0 or more and sum to 1")
     decided: Mapping[str, Split] = fixed or {}
+    known = set(groups)
+    splits: dict[str, Split] = {group: split for group, split in decided.items() if group in known}
+    for sizes in _strata(groups, labels).values():
+        ordered = sorted((group for group in sizes if group not in decided), key=lambda group: _rank(group, seed))
+        if ordered:
+            splits |= _cut(ordered, {group: sizes[group] for group in ordered}, fractions)
+    return splits
+
+
+def folds_by_group(groups: Sequence[str], labels: Sequence[str], folds: int, seed: int) -> dict[str, int]:
+    """Fold, 0 to `folds` - 1, of every group: each is held out exactly once, and every fold has its share of each
+    label.
+
+    Within a label (the one most of a group's images carry) groups are dealt in the order of a seeded hash, each to
+    the fold that holds the fewest images of that label.
+
+    Raises:
+        ValueError: fewer groups than folds.
+    """
+    members = _strata(groups, labels)
+    count = sum(len(stratum) for stratum in members.values())
+    if count < folds:
+        raise ValueError(f"{count} groups cannot be held out in {folds} folds; use fewer folds, or more scans")
+    overall, found = [0] * folds, dict[str, int]()
+    for stratum in members.values():
+        held = [0] * folds
+        for group in sorted(stratum, key=lambda group: _rank(group, seed)):
+            fold = min(range(folds), key=lambda k: (held[k], overall[k], k))
+            found[group] = fold
+            held[fold] += stratum[group]
+            overall[fold] += stratum[group]
+    return found
+
+
+def _strata(groups: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """For each label the groups of which most images carry it, with their numbers of images."""
     found: dict[str, Counter[str]] = {}
     for group, label in zip(groups, labels, strict=True):
         found.setdefault(group, Counter())[label] += 1
-    strata: dict[str, list[str]] = {}
+    strata: dict[str, dict[str, int]] = {}
     for group, counts in found.items():
-        if group not in decided:
-            strata.setdefault(max(counts, key=lambda label: (counts[label], label)), []).append(group)
-    splits: dict[str, Split] = {group: split for group, split in decided.items() if group in found}
-    for members in strata.values():
-        ordered = sorted(members, key=lambda group: _rank(group, seed))
-        splits |= _cut(ordered, {group: found[group].total() for group in members}, fractions)
-    return splits
+        stratum = max(counts, key=lambda label: (counts[label], label))
+        strata.setdefault(stratum, {})[group] = counts.total()
+    return {stratum: strata[stratum] for stratum in sorted(strata)}
 
 
 def _rank(group: str, seed: int) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.imaging import Grey, Mask
 from tasks.synthesis.diffusion.base import Base
+from tasks.synthesis.posterior import Behind
 
 Advance = Callable[[int], None]
 """Called with the number of items just done, for progress bars."""
@@ -56,13 +57,19 @@ class Draft:
 
 @dataclass(frozen=True)
 class Donor:
-    """A real lesion mask (H, W) of the training groups, in the frame of its letterboxed image."""
+    """A real lesion mask (H, W) of the training groups, in the frame of its letterboxed image.
+
+    From `image`, its scan, is learned where lesions lie in the tissue; without it, that is not.
+    `behind` is what its scan shows behind the lesion, None where there is no room to see it.
+    """
 
     id: str
     mask: Mask
     label: str
     group: str
     pixel_mm: float | None = None
+    behind: Behind | None = None
+    image: Grey | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Tools:
     """What stages need beside their parameters: models, donors, how many images fit one batch.
 
     `adapters` holds LoRA weights (safetensors) by label; a label without one is drawn by the base alone.
+    `harmonizer` holds those of the adapter trained on seam pairs, None where the recipe trains none.
     `advance` is called with 1 for every draft that a stage has finished with.
     """
 
@@ -77,7 +85,8 @@ class Tools:
     adapters: Mapping[str, bytes]
     donors: Sequence[Donor]
     critic: Critic | None = None
-    batch: int = 8
+    harmonizer: bytes | None = None
+    batch: int = 32
     advance: Advance = _silent
 
 

@@ -1,8 +1,8 @@
 """Run diffusion over many drafts: windows, batches, one adapter at a time; and put the result back softly."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,42 @@ class Sampling(Record):
     """How a stage that draws samples from the diffusion model."""
 
     steps: int = Field(default=20, ge=1, le=1000, description="Denoising steps of DPM-Solver++")
+    spacing: sample.Spacing = Field(
+        default="uniform",
+        description="Noise levels of the steps: uniform in time, or as Karras et al. space them, denser where little "
+        "noise is left",
+    )
     guidance: float = Field(
         default=2.0, ge=1, le=30, description="Classifier-free guidance scale; 1 switches it off and halves the work"
+    )
+    guidance_from: float = Field(
+        default=0.0, ge=0, le=1, description="Guidance starts here, as a share of the noise levels: 0 is the cleanest"
+    )
+    guidance_until: float = Field(
+        default=1.0, ge=0, le=1, description="Guidance ends here, 1 being the noisiest; levels outside cost half"
     )
     precision: sample.Precision = Field(
         default="fp32", description="bf16 halves memory and is faster where the processor has it"
     )
 
+    def described(self) -> str:
+        """The sampler as a row's lineage names it.
+
+        >>> Sampling(guidance_from=0.25).described()
+        'DPM-Solver++(2M), guided 0.25 to 1'
+        """
+        spaced = "" if self.spacing == "uniform" else f", {self.spacing}"
+        everywhere = self.guidance == 1 or (self.guidance_from, self.guidance_until) == (0, 1)
+        guided = "" if everywhere else f", guided {self.guidance_from:g} to {self.guidance_until:g}"
+        return sample.SAMPLER + spaced + guided
+
 
 @dataclass(frozen=True)
 class Job:
-    """One image to redraw: where pixels may change (`free`), what is to be filled (`hole`), which noise."""
+    """One image to redraw: where pixels may change (`free`), what is to be filled (`hole`), which noise.
+
+    `others` are the seeds of further candidates, drawn in the same image.
+    """
 
     image: Grey
     free: Mask
@@ -37,36 +62,58 @@ class Job:
     label: str
     organ: str
     seed: int
+    others: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Early:
+    """After `share` of the steps, finish only the candidate that `best` picks.
+
+    `best` gets the number of a job and its candidates as they look so far, not yet composited.
+    """
+
+    share: float
+    best: Callable[[int, list[Grey]], int]
 
 
 def redraw(
     jobs: Sequence[Job], sampling: Sampling, strength: float, tools: Tools, finished: Callable[[int], None]
 ) -> list[Grey]:
     """What the model makes of every job, not yet composited; `finished` gets the number of each job done."""
-    results: list[Grey | None] = [None] * len(jobs)
-    by_label: defaultdict[str, list[int]] = defaultdict(list)
+    return [one for (one,) in candidates(jobs, sampling, strength, tools, finished)]
+
+
+def candidates(
+    jobs: Sequence[Job],
+    sampling: Sampling,
+    strength: float,
+    tools: Tools,
+    finished: Callable[[int], None],
+    early: Early | None = None,
+) -> list[list[Grey]]:
+    """As `redraw`, but all candidates of every job, or with `early` the one that was finished."""
+    results: dict[int, list[Grey]] = {}
+    by_adapter: defaultdict[bytes | None, list[int]] = defaultdict(list)
     for number, job in enumerate(jobs):
-        by_label[job.label].append(number)
-    for label in sorted(by_label):
-        numbers = by_label[label]
+        by_adapter[tools.adapters.get(job.label)].append(number)
+    for adapter, numbers in by_adapter.items():
         for start in range(0, len(numbers), tools.batch):
             batch = numbers[start : start + tools.batch]
-            drawn = _draw([jobs[number] for number in batch], label, sampling, strength, tools)
-            for number, image in zip(batch, drawn, strict=True):
-                results[number] = image
+            drawn = _draw({number: jobs[number] for number in batch}, adapter, sampling, strength, tools, early)
+            for number, images in drawn.items():
+                results[number] = images
                 finished(number)
-    return [image for image in results if image is not None]
+    return [results[number] for number in range(len(jobs))]
 
 
-def reconstruct(jobs: Sequence[Job], tools: Tools) -> list[Grey]:
+def reconstruct(jobs: Sequence[Job], tools: Tools, precision: sample.Precision = "fp32") -> list[Grey]:
     """Every job's image as the autoencoder gives it back: what `redraw` makes of it at strength 0."""
+    base = replace(tools.base, vae=sample.autoencoder(tools.base.vae, precision))
     results: list[Grey] = []
-    for start in range(0, len(jobs), tools.batch):
-        batch = jobs[start : start + tools.batch]
-        windows = [window.around(job.free, tools.base.px) for job in batch]
-        seen = np.stack([window.cut(job.image, view) for job, view in zip(batch, windows, strict=True)])
-        given = latents.decode(tools.base, latents.encode(tools.base, seen))
-        results += [window.paste(job.image, one, view) for job, one, view in zip(batch, given, windows, strict=True)]
+    for job in jobs:
+        view = window.around(job.free, base.px)
+        given = sample.decode(base, sample.encode(base, window.cut(job.image, view)[None]))
+        results.append(window.paste(job.image, given[0], view))
     return results
 
 
@@ -88,19 +135,46 @@ def changed_outside(image: Grey, background: Grey, region: Mask) -> int:
     return int(((image != background) & ~region).sum())
 
 
-def _draw(jobs: list[Job], label: str, sampling: Sampling, strength: float, tools: Tools) -> list[Grey]:
-    windows = [window.around(job.free, tools.base.px) for job in jobs]
+def _draw(
+    jobs: Mapping[int, Job],
+    adapter: bytes | None,
+    sampling: Sampling,
+    strength: float,
+    tools: Tools,
+    early: Early | None,
+) -> dict[int, list[Grey]]:
+    """The candidates of one batch of jobs by job number, or with `early` the one that was finished."""
+    windows = {number: window.around(job.free, tools.base.px) for number, job in jobs.items()}
+    places = {number: place for place, number in enumerate(jobs)}
+    rows = [(number, seed) for number, job in jobs.items() for seed in (job.seed, *job.others)]
+
+    def by_job(seen: NDArray[np.uint8], owners: Sequence[int]) -> dict[int, list[Grey]]:
+        images: dict[int, list[Grey]] = {number: [] for number in jobs}
+        for number, one in zip(owners, seen, strict=True):
+            images[number].append(window.paste(jobs[number].image, one, windows[number]))
+        return images
+
+    owners = [number for number, _ in rows]
+
+    def keep(seen: NDArray[np.uint8]) -> list[int]:
+        assert early is not None
+        return [owners.index(number) + early.best(number, images) for number, images in by_job(seen, owners).items()]
+
     seen = sample.inpaint(
         tools.base,
-        np.stack([window.cut(job.image, view) for job, view in zip(jobs, windows, strict=True)]),
-        np.stack([window.cut_mask(job.free, view) for job, view in zip(jobs, windows, strict=True)]),
-        [latents.prompt(job.organ, label) for job in jobs],
-        [job.seed for job in jobs],
+        np.stack([window.cut(job.image, windows[number]) for number, job in jobs.items()]),
+        np.stack([window.cut_mask(job.free, windows[number]) for number, job in jobs.items()]),
+        [latents.prompt(job.organ, job.label) for job in jobs.values()],
+        [seed for _, seed in rows],
         steps=sampling.steps,
+        spacing=sampling.spacing,
         guidance=sampling.guidance,
+        guided=(sampling.guidance_from, sampling.guidance_until),
         strength=strength,
-        adapter=tools.adapters.get(label),
+        adapter=adapter,
         precision=sampling.precision,
-        holes=np.stack([window.cut_mask(job.hole, view) for job, view in zip(jobs, windows, strict=True)]),
+        holes=np.stack([window.cut_mask(job.hole, windows[number]) for number, job in jobs.items()]),
+        of=[places[number] for number in owners],
+        early=None if early is None else (early.share, keep),
     )
-    return [window.paste(job.image, one, view) for job, one, view in zip(jobs, seen, windows, strict=True)]
+    return by_job(seen, owners if len(seen) == len(owners) else list(jobs))

@@ -47,6 +47,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "screen": {"px": 64},
         "base": str(base),
         "lora": {"steps": 4, "warmup": 1, "batch": 2, "validate_every": 2, "checkpoint_every": 2, "rank": 2},
+        "decoder": {"steps": 2, "warmup": 1, "batch": 2, "crop": 32},
+        "harmonizer": {"steps": 2, "warmup": 1, "batch": 2, "rank": 2, "flaws_per_scan": 1},
         "judges": {
             "classifier": {"steps": 4},
             "segmenter": {"steps": 4},
@@ -54,7 +56,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "critic": {"generated": 10, "training": {"steps": 4}},
         },
         "plan": {"samples": 12, "shard": 4},
-        "stages": [{"stage": "layout"}, {"stage": "lesion", "steps": 2}, {"stage": "harmonize", "steps": 2}],
+        "stages": [
+            {"stage": "layout"},
+            {"stage": "lesion", "steps": 2},
+            {"stage": "harmonize", "steps": 2},
+            {"stage": "levels"},
+        ],
         "curate": [{"score": "lesion_contrast", "min": 0.05}],
     }
 
@@ -105,9 +112,24 @@ def test_asking_for_more_makes_only_more(copied: Path, tiny: dict[str, Any]) -> 
     assert result.reused["synthesize"] == SHARDS
 
 
-def test_two_workers_give_the_same_bytes_as_one(tiny: dict[str, Any], built: Any, tmp_path: Path) -> None:
-    result = build_dataset(recipe=parse(tiny | {"runner": {"workers": 2}}), store=str(tmp_path))
+@pytest.mark.parametrize(
+    "runner",
+    [
+        {"workers": 3, "kind": "threads"},
+        pytest.param({"workers": 2, "kind": "processes"}, marks=pytest.mark.slow),
+    ],
+)
+def test_threads_and_processes_give_the_same_bytes_as_one_worker(
+    runner: dict[str, Any], tiny: dict[str, Any], built: Any, copied: Path
+) -> None:
+    made = {path: path.read_bytes() for path in copied.glob("builds/*/*/*.parquet")}
+    for step in ("synthesize", "score"):
+        shutil.rmtree(copied / "builds" / step)
+    result = build_dataset(recipe=parse(tiny | {"runner": runner}), store=str(copied))
     assert result.digest == built[1].digest
+    assert not {"synthesize", "score"} & set(result.reused)
+    assert "train-adapter" in result.reused
+    assert {path: path.read_bytes() for path in copied.glob("builds/*/*/*.parquet")} == made
 
 
 def test_outside_the_declared_region_the_background_is_untouched(built: tuple[Path, BuildResult]) -> None:
@@ -128,6 +150,54 @@ def test_outside_the_declared_region_the_background_is_untouched(built: tuple[Pa
         assert np.array_equal(image[~region], backgrounds[row["background_id"]][~region])
         assert decode_mask(row["mask"]["bytes"])[~region].sum() == 0
         assert row["outside_changed_px"] == 0
+
+
+def test_every_row_names_what_drew_it(built: tuple[Path, BuildResult]) -> None:
+    root, _ = built
+    trained = {step: next(root.glob(f"builds/{step}/*/ref.json")) for step in ("train-harmonizer", "tune-decoder")}
+    digests = {step: json.loads(file.read_text())["sha256"] for step, file in trained.items()}
+    scans = pd.concat(pd.read_parquet(file, columns=["id", "split"]) for file in root.glob("builds/ingest/*/*.parquet"))
+    seen = set(scans[scans["split"] == "train"]["id"])
+    store = Store(str(root))
+    shards = [key for key in store.list("builds/synthesize") if key.endswith(".parquet")]
+    rows = [row for key in shards for row in store.open_table(key).to_pylist() if row["failure"] is None]
+    assert {row["harmonizer_digest"] for row in rows} == {digests["train-harmonizer"]}
+    assert {row["decoder_digest"] for row in rows} == {digests["tune-decoder"]}
+    assert not {row["adapter_digest"] for row in rows} & set(digests.values())
+    assert {row["levels_id"] for row in rows} <= seen
+
+
+def test_synthetic_backgrounds_are_drawn_kept_and_declared(tiny: dict[str, Any], tmp_path: Path) -> None:
+    drawn = tiny | {
+        "background": "synthetic",
+        "background_drawing": {"steps": 2, "strength": 0.5},
+        "base": str(make_base(tmp_path / "base", channels=9, px=64)),
+        "plan": {"samples": 4, "shard": 4},
+        "curate": [],
+    }
+    store = Store(str(tmp_path / "store"))
+    result = build_dataset(recipe=parse(drawn), store=store.url)
+    assert result.failed < 4
+    pull(store, open_manifest(store, "tiny"), tmp_path / "tiny", "parquet")
+    frame = pd.concat(pd.read_parquet(file) for file in (tmp_path / "tiny" / "data").glob("*.parquet"))
+    scans = {
+        row["id"]: decode_grey(row["image"]["bytes"])
+        for key in store.list("builds/ingest")
+        if key.endswith("scans.parquet")
+        for row in store.open_table(key).to_pylist()
+        if row["image"]
+    }
+    for row in frame.to_dict("records"):
+        image, region = decode_grey(row["image"]["bytes"]), decode_mask(row["region"]["bytes"])
+        background = decode_grey(row["background"]["bytes"])
+        assert row["background_kind"] == "synthetic"
+        assert np.array_equal(image[~region], background[~region])
+        assert not np.array_equal(background, scans[row["background_id"]])
+        assert (row["background_strength"], row["outside_changed_px"]) == (0.5, 0)
+        assert -1 <= row["background_similarity"] < 1
+        assert row["mask_kind"] == "donor"
+        assert row["margin"] in ("circumscribed", "microlobulated", "spiculated")
+        assert row["orientation"] in ("parallel", "not parallel")
 
 
 def test_every_planned_sample_is_a_row_of_the_ledger(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
@@ -224,12 +294,20 @@ def refs(store: Path) -> set[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("finished", ["train-adapter", "synthesize", "curate"])
+@pytest.mark.parametrize(
+    ("finished", "runner"),
+    [
+        ("train-adapter", {}),
+        ("synthesize", {}),
+        ("synthesize", {"workers": 2, "kind": "processes"}),
+        ("curate", {}),
+    ],
+)
 def test_a_killed_build_resumes_to_the_same_bytes(
-    finished: str, tiny: dict[str, Any], built: Any, tmp_path: Path
+    finished: str, runner: dict[str, Any], tiny: dict[str, Any], built: Any, tmp_path: Path
 ) -> None:
     recipe, store = tmp_path / "tiny.json", tmp_path / "store"
-    recipe.write_text(json.dumps(tiny))
+    recipe.write_text(json.dumps(tiny | {"runner": runner}))
     first = start(recipe, store)
     while first.poll() is None and not list(store.glob(f"builds/{finished}/*/ref.json")):
         time.sleep(0.02)

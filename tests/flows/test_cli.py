@@ -17,7 +17,9 @@ def sonoforge(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("command", ["build", "inspect", "list", "show", "pull", "verify", "train-base"])
+@pytest.mark.parametrize(
+    "command", ["build", "inspect", "list", "show", "pull", "verify", "train-base", "study", "ablate"]
+)
 def test_help_names_every_command(command: str) -> None:
     output = sonoforge("--help").stdout
     assert command in output

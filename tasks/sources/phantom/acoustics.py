@@ -5,7 +5,7 @@ phase 4 pi f z / c, which is what demodulating the echo of a carrier f leaves, a
 envelope around it (Jensen's Field II in the limit of a Gaussian pulse and aperture).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,9 @@ class Machine:
     deviation of the beam there, `widening` how much that grows over one picture height away from it.
     `looks` independent views are averaged (spatial compounding). `tgc_db` is the error of the time gain
     compensation at five depths. `noise_db` is electronic noise at the surface before compensation.
-    `grey_gamma` bends the grey map; `smoothing_px` is the scanner's own filter on the compressed picture.
+    `grey_gamma` bends the grey map; `smoothing_px` is the scanner's own filter on the compressed picture, and
+    `despeckling`, 0 to 1, how much of the speckle its edge-preserving filter takes out of even tissue;
+    `sharpening` is how much its edge enhancement adds along the beam, `toe` the level where black fades in.
     """
 
     centre_mhz: float
@@ -57,30 +59,56 @@ class Machine:
     noise_db: float
     grey_gamma: float
     smoothing_px: float
+    despeckling: float
+    sharpening: float
+    toe: float
 
 
-def draw_machine(rng: np.random.Generator, depth_mm: float, mhz: tuple[float, float] = (7.0, 12.0)) -> Machine:
-    """A scanner and an operator, within what is seen in practice."""
+def draw_machine(rng: np.random.Generator, depth_mm: float) -> Machine:
+    """A breast scanner and its operator, within what is seen in practice."""
     return Machine(
-        centre_mhz=float(rng.uniform(*mhz)),
-        bandwidth=float(rng.uniform(0.45, 0.8)),
+        centre_mhz=float(rng.uniform(7.0, 12.0)),
+        bandwidth=float(rng.uniform(0.65, 0.95)),
         focus=float(rng.uniform(0.25, 0.6)),
-        lateral_mm=float(rng.uniform(0.16, 0.34) * max(1.0, depth_mm / 60)),
-        widening=float(rng.uniform(0.5, 1.8)),
-        looks=int(rng.integers(1, 5)),
-        gain_db=float(rng.normal(0.0, 4.0)),
-        dynamic_range_db=float(rng.uniform(50, 72)),
+        lateral_mm=float(rng.uniform(0.18, 0.27) * max(1.0, depth_mm / 60)),
+        widening=float(rng.uniform(0.3, 1.3)),
+        looks=int(rng.integers(2, 5)),
+        gain_db=float(rng.normal(-4.0, 5.0)),
+        dynamic_range_db=float(rng.uniform(58, 86)),
         # Centred on what leaves deep tissue darker: most operators compensate too little.
         tgc_db=(
-            float(rng.normal(0, 2.0)),
-            float(rng.normal(-1, 2.5)),
-            float(rng.normal(-4, 3.0)),
-            float(rng.normal(-9, 4.5)),
-            float(rng.normal(-16, 7.0)),
+            float(rng.normal(6, 2.5)),
+            float(rng.normal(5, 3.0)),
+            float(rng.normal(-3, 3.0)),
+            float(rng.normal(-15, 5.0)),
+            float(rng.normal(-29, 8.0)),
         ),
-        noise_db=float(rng.uniform(-64, -48)),
+        noise_db=float(rng.uniform(-70, -54)),
         grey_gamma=float(rng.uniform(0.85, 1.35)),
-        smoothing_px=float(rng.uniform(0.0, 0.7)),
+        smoothing_px=float(rng.uniform(0.0, 0.5)),
+        despeckling=float(rng.uniform(0.15, 0.95)),
+        sharpening=float(rng.uniform(0.25, 0.6)),
+        toe=float(rng.uniform(0.03, 0.1)),
+    )
+
+
+def draw_obstetric(rng: np.random.Generator, depth_mm: float) -> Machine:
+    """A curved probe on an abdomen: low frequencies, hard contrast, deep echoes lifted as much as shallow ones."""
+    return replace(
+        draw_machine(rng, depth_mm),
+        centre_mhz=float(rng.uniform(3.0, 5.5)),
+        gain_db=float(rng.normal(-1.0, 4.0)),
+        dynamic_range_db=float(rng.uniform(48, 66)),
+        tgc_db=(
+            float(rng.normal(-3, 3.0)),
+            float(rng.normal(-1, 3.0)),
+            float(rng.normal(0, 3.0)),
+            float(rng.normal(-3, 3.5)),
+            float(rng.normal(-6, 5.0)),
+        ),
+        despeckling=float(rng.uniform(0.1, 0.7)),
+        sharpening=float(rng.uniform(0.0, 0.4)),
+        toe=float(rng.uniform(0.01, 0.07)),
     )
 
 
@@ -106,11 +134,35 @@ def picture(tissue: Tissue, machine: Machine, seed: int) -> NDArray[np.uint8]:
         line = _point_spread(echo.astype(np.complex64), machine, tissue.pixel_mm)
         power += np.abs(line + noise * (draws[2] + np.complex64(1j) * draws[3])) ** 2
     level_db = 10 * np.log10(power / machine.looks + 1e-9) + machine.gain_db
-    grey = np.clip(level_db / machine.dynamic_range_db + 0.58, 0, 1) ** np.float32(machine.grey_gamma)
+    grey = _grey_map((level_db / machine.dynamic_range_db + 0.58).astype(np.float32), machine)
+    grey = _despeckled(grey, machine)
     if machine.smoothing_px > 0:
         grey = ndimage.gaussian_filter(grey, machine.smoothing_px, truncate=3)
     small = Image.fromarray(grey.astype(np.float32)).reduce(SUPERSAMPLING)
-    return (np.asarray(small) * 255).round().clip(0, 255).astype(np.uint8)
+    lines = np.asarray(small)
+    lines = lines + np.float32(machine.sharpening) * (lines - ndimage.gaussian_filter1d(lines, 1.0, axis=0, truncate=3))
+    return (lines * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _grey_map(level: Field, machine: Machine) -> Field:
+    """Levels 0 to 1 with a soft toe and knee, since scanners keep weak echoes off pure black, strong ones off white."""
+    toe, knee = np.float32(machine.toe), np.float32(0.06)
+    lifted = toe * np.logaddexp(np.float32(0), np.maximum(level, -1) / toe)
+    bent = lifted - knee * np.logaddexp(np.float32(0), (lifted - np.float32(0.93)) / knee)
+    return np.clip(bent, 0, 1) ** np.float32(machine.grey_gamma)
+
+
+def _despeckled(grey: Field, machine: Machine) -> Field:
+    """Lee's filter (1980) on the compressed picture: the mean where the spread is that of speckle, edges kept.
+
+    Fully developed speckle deviates by 5.57 dB after log compression, less by the root of the looks.
+    """
+    mean = ndimage.uniform_filter(grey, 7)
+    spread = np.maximum(ndimage.uniform_filter(grey * grey, 7) - mean * mean, 1e-6)
+    speckle = 5.57**2 / machine.looks / machine.dynamic_range_db**2
+    structure = np.clip(1 - np.float32(speckle) / spread, 0, 1)
+    kept = 1 - np.float32(machine.despeckling) * (1 - structure)
+    return np.asarray(mean + kept * (grey - mean), np.float32)
 
 
 def _loss_db(tissue: Tissue, machine: Machine) -> Field:

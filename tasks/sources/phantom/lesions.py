@@ -11,6 +11,9 @@ from skimage import measure
 from tasks.sources.phantom.acoustics import Field, Tissue
 from tasks.sources.phantom.texture import rough
 
+ENHANCED_DB, TYPICAL_MHZ = 20.0, 9.5
+"""Most that fluid brightens what lies behind it, two ways, and the carrier this is reckoned at."""
+
 LesionKind = Literal["benign", "malignant"]
 
 
@@ -44,30 +47,32 @@ class Lesion:
 def draw(kind: LesionKind, rng: np.random.Generator) -> Lesion:
     """A lesion of a kind, with the overlap between kinds that real ones have."""
     benign = kind == "benign"
-    cyst = benign and rng.random() < 0.3
+    cyst = benign and rng.random() < 0.35
     orders = np.arange(2, 12)
     if benign:
-        amplitudes = rng.normal(0, 1, orders.size) * 0.09 / (orders - 1) ** 1.7
+        amplitudes = rng.normal(0, 1, orders.size) * rng.uniform(0.05, 0.15) / (orders - 1) ** 1.6
     else:
-        amplitudes = rng.normal(0, 1, orders.size) * rng.uniform(0.08, 0.18) / (orders - 1) ** 0.8
+        amplitudes = rng.normal(0, 1, orders.size) * rng.uniform(0.05, 0.15) / (orders - 1) ** 0.8
     return Lesion(
         kind=kind,
-        radius=float(np.exp(rng.normal(np.log(0.105 if benign else 0.12), 0.38)).clip(0.045, 0.23)),
-        ratio=float(rng.uniform(1.15, 2.4) if benign else rng.uniform(0.62, 1.25)),
-        tilt=float(rng.normal(0, 0.15 if benign else 0.4)),
+        radius=float(
+            np.exp(rng.normal(np.log(0.09), 0.55) if benign else rng.normal(np.log(0.175), 0.4)).clip(0.04, 0.31)
+        ),
+        ratio=float(np.exp(rng.normal(np.log(1.7 if benign else 1.45), 0.27)).clip(0.62, 3.0)),
+        tilt=float(rng.normal(0, 0.15 if benign else 0.3)),
         lobes=tuple(float(a) for a in amplitudes),
         phases=tuple(float(p) for p in rng.uniform(0, 2 * np.pi, orders.size)),
         spicules=0 if benign else int(rng.integers(4, 12)),
         spike=0.0 if benign else float(rng.uniform(0.05, 0.35)),
-        ragged=float(rng.uniform(0.0, 0.035) if benign else rng.uniform(0.05, 0.16)),
-        echo_db=float(rng.uniform(-45, -25) if cyst else rng.uniform(-20, -8) if benign else rng.uniform(-26, -13)),
-        texture_db=float(rng.uniform(0.3, 1.8) if benign else rng.uniform(1.5, 4.0)),
+        ragged=float(rng.uniform(0.0, 0.035) if benign else rng.uniform(0.03, 0.14)),
+        echo_db=float(rng.uniform(-48, -26) if cyst else rng.uniform(-24, -8) if benign else rng.uniform(-21, -8)),
+        texture_db=float(rng.uniform(0.5, 6.0) if benign else rng.uniform(5.0, 11.0)),
         attenuation_db=float(
-            rng.uniform(-0.95, -0.5) if cyst else rng.uniform(-0.55, 0.05) if benign else rng.uniform(0.1, 1.1)
+            rng.uniform(-1.9, -0.7) if cyst else rng.uniform(-1.2, 0.05) if benign else rng.uniform(-0.1, 0.65)
         ),
         rim=float(rng.uniform(0.0, 1.6) if benign else rng.uniform(0, 0.5)),
         halo_db=float(rng.uniform(0, 2) if benign else rng.uniform(0, 6)),
-        soft_px=float(rng.uniform(0.5, 2.0) if benign else rng.uniform(1.5, 5.0)),
+        soft_px=float(rng.uniform(0.4, 2.5) if benign else rng.uniform(4.0, 14.0)),
     )
 
 
@@ -109,7 +114,9 @@ def _largest(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def insert(tissue: Tissue, lesion: Lesion, depth_px: Field, rng: np.random.Generator) -> Tissue:
     """The tissue with a lesion where `depth_px` is positive."""
     shape = tissue.echo_db.shape
-    inside = 1 / (1 + np.exp(-np.clip(depth_px / lesion.soft_px * 2, -30, 30)))
+    # A margin is sharp on one side and lost on another.
+    soft = lesion.soft_px * np.clip(1 + 0.5 * rough(rng, shape, (50, 60), 1), 0.3, 2.5)
+    inside = 1 / (1 + np.exp(-np.clip(depth_px / soft * 2, -30, 30)))
     core = depth_px > 0
     around = float(np.median(tissue.echo_db[_ring(core)]))
     texture = lesion.texture_db * rough(rng, shape, (24, 30), 3)
@@ -122,7 +129,9 @@ def insert(tissue: Tissue, lesion: Lesion, depth_px: Field, rng: np.random.Gener
     specular = tissue.specular * (1 - inside) + lesion.rim * capsule * np.clip(
         0.8 + 0.7 * rough(rng, shape, (20, 20), 2), 0, 2
     )
-    attenuation = tissue.attenuation_db * (1 - inside) + lesion.attenuation_db * inside
+    # The aperture looks past a lesion's flanks, so what it does to the sound fades in from the side.
+    beam = ndimage.gaussian_filter1d(inside, 0.02 * shape[1], axis=1, truncate=2)
+    attenuation = tissue.attenuation_db * (1 - inside) + _bounded(lesion, core, tissue.pixel_mm) * beam
     if lesion.kind == "benign":  # a smooth edge bends the beam aside: thin shadows below both flanks
         flank = np.exp(-((depth_px / 2.0) ** 2)) * (1 - facing) ** 2
         attenuation = attenuation + 0.35 * flank
@@ -132,6 +141,12 @@ def insert(tissue: Tissue, lesion: Lesion, depth_px: Field, rng: np.random.Gener
         specular=specular.astype(np.float32),
         attenuation_db=attenuation.astype(np.float32),
     )
+
+
+def _bounded(lesion: Lesion, core: NDArray[np.bool_], pixel_mm: float) -> float:
+    """The lesion's attenuation, so that its thickest part brightens what lies behind by no more than ENHANCED_DB."""
+    path_cm = float(core.sum(axis=0).max()) * pixel_mm / 10
+    return max(lesion.attenuation_db, -ENHANCED_DB / (2 * TYPICAL_MHZ * path_cm))
 
 
 def _ring(core: NDArray[np.bool_]) -> NDArray[np.bool_]:

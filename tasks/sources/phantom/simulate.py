@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.sources.phantom import anatomy, lesions
-from tasks.sources.phantom.acoustics import SUPERSAMPLING, Machine, Tissue, draw_machine, picture
+from tasks.sources.phantom.acoustics import SUPERSAMPLING, Machine, Tissue, draw_machine, draw_obstetric, picture
 
 Kind = Literal["normal", "benign", "malignant", "head"]
 
@@ -50,15 +50,15 @@ def _breast(
     px: int,
     twin: bool,
 ) -> Phantom:
-    style = anatomy.draw_breast(patient)
+    style = anatomy.draw_breast(patient, calm=kind == "malignant")
     lesion = None if kind == "normal" else lesions.draw(kind, patient)
-    height = round(px * min(1.0, float(view.uniform(0.66, 1.12))))
-    width = px if height < px else round(px * float(view.uniform(0.82, 1.0)))
+    ratio = float(np.clip(view.normal(0.81, 0.07), 0.52, 0.95) if view.random() < 0.85 else view.uniform(0.9, 1.15))
+    height, width = round(px * min(1.0, ratio)), round(px / max(1.0, ratio))
     shape = (height * SUPERSAMPLING, width * SUPERSAMPLING)
     tissue = anatomy.breast(style, view, shape)
     machine = draw_machine(view, style.depth_mm)
     seed = int(view.integers(2**31))
-    frame, seen = _frame(view, px, (height, width), 0.12)
+    frame, seen = _frame(view, px, (height, width), 0.06)
     pixel_mm = style.depth_mm / height
     if lesion is None:
         image = _placed(picture(tissue, machine, seed), frame, seen)
@@ -84,15 +84,19 @@ def _place(
     visible = seen[frame].repeat(SUPERSAMPLING, 0).repeat(SUPERSAMPLING, 1)
     for attempt in range(12):
         scaled = lesions.shrink(lesion, 0.92**attempt)
-        x, y = rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.62) * height
+        wide = min(scaled.radius * np.sqrt(scaled.ratio) * 1.1, 0.45) * width
+        tall = min(scaled.radius / np.sqrt(scaled.ratio) * 1.15 * width / height, 0.38) * height
+        x = rng.uniform(min(max(0.15 * width, wide), 0.5 * width), max(min(0.85 * width, width - wide), 0.5 * width))
+        shallow = 0.09 * height + tall
+        y = shallow + rng.uniform() ** 1.5 * max(1.0, min(0.48 * height, 0.94 * height - tall) - shallow)
         depth_px = lesions.outline(scaled, shape, x, y, rng)
         core = depth_px > 0
         rows, columns = np.nonzero(core)
         fits = (
             rows.min() > 0.075 * height
-            and rows.max() < 0.9 * height
-            and columns.min() > 0.03 * width
-            and columns.max() < 0.97 * width
+            and rows.max() < 0.97 * height
+            and columns.min() > 0.01 * width
+            and columns.max() < 0.99 * width
         )
         if fits and visible[core].all():
             return depth_px
@@ -100,11 +104,11 @@ def _place(
 
 
 def _head(rng: np.random.Generator, px: int) -> Phantom:
-    height = round(px * float(rng.uniform(0.66, 0.78)))
+    height = round(px * float(rng.uniform(0.66, 0.74)))
     depth_mm = float(rng.uniform(70, 130))
     shape = (height * SUPERSAMPLING, px * SUPERSAMPLING)
     tissue, skull = anatomy.fetal_head(rng, shape, depth_mm)
-    machine = draw_machine(rng, depth_mm, (3.0, 5.5))
+    machine = draw_obstetric(rng, depth_mm)
     frame, seen = _frame(rng, px, (height, px), 0.8)
     mask = np.zeros((px, px), np.bool_)
     mask[frame] = np.asarray(Image.fromarray(skull.astype(np.float32)).reduce(SUPERSAMPLING)) >= 0.5

@@ -3,13 +3,11 @@
 Absolute error alone is smallest for the mean of all speckle patterns that a latent could stand for, which is a blur.
 Two more terms hold the texture up: the log amplitude of short-time spectra, blind to the phase that four numbers
 for sixteen pixels cannot carry, and from half-way on a patch discriminator (Esser et al. 2021, taming transformers,
-with its adaptive weight). At the end the encoder is frozen and the decoder polished on the power in radial bands,
-which the median that absolute errors seek leaves too low; latents, and what was trained on them, stay valid.
+with its adaptive weight). `decoder.tune` then improves the decoder alone.
 """
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,10 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from storage.records import Record
-from tasks.synthesis.diffusion import checkpoint
-
-WINDOW = 16
-"""Side of the tiles whose spectra are compared, pixels."""
+from tasks.synthesis.diffusion import checkpoint, texture
+from tasks.synthesis.diffusion.checkpoint import moved
+from tasks.synthesis.diffusion.lora_state import Checkpoints
 
 
 class AutoencoderParams(Record):
@@ -41,8 +38,6 @@ class AutoencoderParams(Record):
     spectrum: float = Field(default=0.1, ge=0, le=10, description="Weight of the short-time spectrum's log amplitude.")
     adversary: float = Field(default=0.5, ge=0, le=10, description="Weight of the discriminator, in gradient norm.")
     adversary_from: float = Field(default=0.45, ge=0, le=1, description="Share of the steps after which it sets in.")
-    polish: int = Field(default=1000, ge=0, le=1_000_000, description="Steps after these that train the decoder alone.")
-    power: float = Field(default=0.2, ge=0, le=10, description="Weight of the band power in polishing.")
     kl: float = Field(default=1e-6, ge=0, le=1, description="Weight of the KL term.")
     checkpoint_every: int = Field(default=200, ge=1, description="Steps between saved states.")
 
@@ -87,45 +82,40 @@ class Critic(nn.Module):
         return self.layers(grey)
 
 
-def moved(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module on a device, convolution weights in the layout that is several times faster on CPUs."""
-    return cast(Any, module).to(device=device, memory_format=torch.channels_last)
-
-
 def train(
     images: NDArray[np.uint8],
     params: AutoencoderParams,
     seed: int,
-    state: Path,
+    checkpoints: Checkpoints,
     device: torch.device,
     advance: Callable[[int], None],
 ) -> tuple[AutoencoderKL, list[dict[str, float]]]:
-    """Train, or go on from `state`; the autoencoder with its scaling factor set, and the loss curve."""
+    """Train, or go on from the last checkpoint; the autoencoder with its scaling factor set, and the loss curve."""
     torch.manual_seed(seed)
     vae = cast(AutoencoderKL, moved(build(params, images.shape[1]), device))
     critic = moved(Critic(), device)
     optimizer = torch.optim.AdamW(vae.parameters(), params.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     rival = torch.optim.AdamW(critic.parameters(), 0.5 * params.learning_rate, betas=(0.5, 0.9), weight_decay=1e-4)
     parts, optimizers = {"vae": vae, "critic": critic}, {"vae_adam": optimizer, "critic_adam": rival}
-    done, stored = checkpoint.load(state, parts, optimizers)
+    done, stored = checkpoint.load(checkpoints, parts, optimizers)
     curve: list[dict[str, float]] = json.loads(stored or "[]")
     sums: dict[str, float] = {}
-    total = params.steps + params.polish
-    for step in range(done, total):
+    for step in range(done, params.steps):
         for group in optimizer.param_groups:
             group["lr"] = params.learning_rate * _schedule(step, params)
-        real = _crops(images, params, seed, step).to(device).contiguous(memory_format=torch.channels_last)
+        drawn = texture.crops(images, params.crop, params.batch, np.random.default_rng([seed, 11, step]))
+        real = drawn.to(device).contiguous(memory_format=torch.channels_last)
         adversarial = step >= params.adversary_from * params.steps
-        drawn = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
-        losses = _step(vae, critic, optimizer, rival, real, params, adversarial, step >= params.steps, drawn)
+        noise = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+        losses = _step(vae, critic, optimizer, rival, real, params, adversarial, noise)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value
         advance(1)
-        if (step + 1) % params.checkpoint_every == 0 or step + 1 in (params.steps, total):
+        if (step + 1) % params.checkpoint_every == 0 or step + 1 == params.steps:
             seen = (step % params.checkpoint_every) + 1
             curve.append({"step": step + 1, **{name: round(value / seen, 5) for name, value in sums.items()}})
             sums = {}
-            checkpoint.save(state, step + 1, parts, optimizers, json.dumps(curve))
+            checkpoints.save(step + 1, checkpoint.pack(step + 1, parts, optimizers, json.dumps(curve)))
     vae.eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=_scale(vae, images, device))
     return vae, curve
@@ -139,19 +129,16 @@ def _step(
     real: torch.Tensor,
     params: AutoencoderParams,
     adversarial: bool,
-    polishing: bool,
-    drawn: torch.Generator,
+    noise: torch.Generator,
 ) -> dict[str, float]:
     with torch.autocast(real.device.type, torch.bfloat16):
-        with torch.set_grad_enabled(not polishing):
-            posterior = vae.encode(real.expand(-1, 3, -1, -1), return_dict=False)[0]
-        latent = posterior.mode() if polishing else posterior.sample(drawn)
+        posterior = vae.encode(real.expand(-1, 3, -1, -1), return_dict=False)[0]
+        latent = posterior.sample(noise)
         decoded = vae.decode(cast(torch.FloatTensor, latent), return_dict=False)[0]
     fake = decoded.float().mean(1, keepdim=True)
     absolute = (fake - real).abs().mean()
-    spectrum = spectral_distance(fake, real)
-    loss = absolute + params.spectrum * spectrum
-    loss = loss + (params.power * power_distance(fake, real) if polishing else params.kl * posterior.kl().mean())
+    spectrum = texture.spectral_distance(fake, real)
+    loss = absolute + params.spectrum * spectrum + params.kl * posterior.kl().mean()
     losses = {"absolute": float(absolute.detach()), "spectrum": float(spectrum.detach())}
     if adversarial:
         with torch.autocast(real.device.type, torch.bfloat16):
@@ -176,54 +163,9 @@ def _step(
     return losses
 
 
-def spectral_distance(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of log amplitude between short-time spectra of (B, 1, H, W) pictures."""
-    return (torch.log(_spectra(fake).abs() + 0.05) - torch.log(_spectra(real).abs() + 0.05)).abs().mean()
-
-
-def power_distance(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of log power in four radial bands of short-time spectra.
-
-    A band averages over many coefficients, so unlike single amplitudes its error does not favour too little power.
-    """
-    down = torch.fft.fftfreq(WINDOW, device=real.device)[:, None]
-    radius = torch.hypot(down, torch.fft.rfftfreq(WINDOW, device=real.device)[None, :])
-    bands = torch.stack([(radius >= low) & (radius < low + 0.125) for low in (0.0, 0.125, 0.25, 0.375)]).float()
-    bands = (bands / bands.sum((1, 2), keepdim=True)).flatten(1).T
-    power = [torch.log((_spectra(grey).abs() ** 2).flatten(-2) @ bands + 0.01) for grey in (fake, real)]
-    return (power[0] - power[1]).abs().mean()
-
-
-def _spectra(grey: torch.Tensor) -> torch.Tensor:
-    """Windowed spectra of half-overlapping tiles: complex (B, tiles down, tiles across, WINDOW, WINDOW/2 + 1)."""
-    taper = torch.hann_window(WINDOW, device=grey.device)
-    tiles = grey[:, 0].unfold(1, WINDOW, WINDOW // 2).unfold(2, WINDOW, WINDOW // 2)
-    tiles = tiles - tiles.mean((-1, -2), keepdim=True)
-    return torch.fft.rfft2(tiles * taper[:, None] * taper[None, :])
-
-
 def _schedule(step: int, params: AutoencoderParams) -> float:
-    """Cosine to a tenth, and once more from a half for the polish."""
-    if step < params.steps:
-        return min(1.0, (step + 1) / 100) * (0.1 + 0.45 * (1 + np.cos(np.pi * step / params.steps)))
-    share = (step - params.steps) / params.polish
-    return 0.05 + 0.225 * (1 + np.cos(np.pi * share))
-
-
-def _crops(images: NDArray[np.uint8], params: AutoencoderParams, seed: int, step: int) -> torch.Tensor:
-    """Random crops in -1..1, mirrored, with other gain and contrast: the decoder must not learn one scanner's."""
-    rng = np.random.default_rng([seed, 11, step])
-    side = min(params.crop, images.shape[1])
-    out = np.empty((params.batch, 1, side, side), np.float32)
-    for row, index in enumerate(rng.integers(0, len(images), params.batch)):
-        top, left = rng.integers(0, images.shape[1] - side + 1), rng.integers(0, images.shape[2] - side + 1)
-        crop = images[index, top : top + side, left : left + side].astype(np.float32) / 255
-        if rng.random() < 0.5:
-            crop = crop[:, ::-1]
-        if rng.random() < 0.5:
-            crop = np.clip(crop * rng.uniform(0.6, 1.4), 0, 1) ** rng.uniform(0.8, 1.25)
-        out[row, 0] = crop * 2 - 1
-    return torch.from_numpy(out)
+    """Linear warm-up, then a cosine to a tenth."""
+    return min(1.0, (step + 1) / 100) * (0.1 + 0.45 * (1 + np.cos(np.pi * step / params.steps)))
 
 
 @torch.no_grad()

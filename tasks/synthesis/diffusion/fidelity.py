@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-BANDS = ((0.0, 0.125), (0.125, 0.25), (0.25, 0.375), (0.375, 0.5))
-"""Radial frequency bands, cycles per pixel; speckle at 128 px lives in the upper three."""
+from tasks.imaging.appearance import BANDS, band_power, fine
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,16 @@ def speckle(images: NDArray[np.uint8]) -> Speckle:
     for image in images:
         grey = image.astype(np.float64)
         mean = ndimage.gaussian_filter(grey, 4)
-        fine = grey - ndimage.gaussian_filter(grey, 2)
+        residual = fine(grey)
         tissue = mean > 20
         if tissue.sum() < 500:
             continue
-        deviation = np.sqrt(ndimage.gaussian_filter(fine**2, 4))
-        energy = (fine[tissue] ** 2).mean()
-        lag_down = (fine * np.roll(fine, 1, 0))[tissue].mean() / energy
-        lag_across = (fine * np.roll(fine, 1, 1))[tissue].mean() / energy
+        deviation = np.sqrt(ndimage.gaussian_filter(residual**2, 4))
+        energy = (residual[tissue] ** 2).mean()
+        lag_down = (residual * np.roll(residual, 1, 0))[tissue].mean() / energy
+        lag_across = (residual * np.roll(residual, 1, 1))[tissue].mean() / energy
         local, ratio = np.median(deviation[tissue]), np.median(deviation[tissue] / mean[tissue])
-        rows.append([*_band_power(fine * tissue), lag_down, lag_across, float(local), float(ratio)])
+        rows.append([*band_power(residual * tissue), lag_down, lag_across, float(local), float(ratio)])
     if not rows:
         raise ValueError(f"none of {len(images)} pictures shows tissue; expected grey levels above 20 somewhere")
     mean_row = np.mean(rows, axis=0)
@@ -69,9 +68,3 @@ def _rounded(texture: Speckle) -> dict[str, object]:
         name: [round(v, 3) for v in value] if isinstance(value, tuple) else round(float(value), 4)
         for name, value in asdict(texture).items()
     }
-
-
-def _band_power(fine: NDArray[np.float64]) -> list[float]:
-    spectrum = np.abs(np.fft.fft2(fine)) ** 2 / fine.size
-    radius = np.hypot(np.fft.fftfreq(fine.shape[0])[:, None], np.fft.fftfreq(fine.shape[1])[None, :])
-    return [float(spectrum[(radius >= low) & (radius < high)].mean()) for low, high in BANDS]

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from tasks.synthesis.diffusion.base import Base
 
@@ -79,16 +80,25 @@ def condition(base: Base, images: NDArray[np.uint8], masks: NDArray[np.bool_]) -
 @torch.no_grad()
 def embed(base: Base, prompts: Sequence[str]) -> torch.Tensor:
     """Hidden states (B, L, D), float32, of prompts padded or cut to the text encoder's length."""
-    tokens = base.tokenizer(
+    return hidden_states(base.tokenizer, base.text_encoder, prompts)
+
+
+def hidden_states(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> torch.Tensor:
+    """As `embed`, of a text encoder that may be in training."""
+    device = next(text_encoder.parameters()).device
+    hidden: torch.Tensor = text_encoder(tokens(tokenizer, prompts).to(device))[0]
+    return hidden.float()
+
+
+def tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> torch.Tensor:
+    """Numbers of tokens (B, L), padded or cut to the text encoder's length."""
+    return tokenizer(
         list(prompts),
         padding="max_length",
         truncation=True,
-        max_length=base.tokenizer.model_max_length,
+        max_length=tokenizer.model_max_length,
         return_tensors="pt",
-    )
-    device = next(base.text_encoder.parameters()).device
-    hidden: torch.Tensor = base.text_encoder(tokens["input_ids"].to(device))[0]
-    return hidden.float()
+    )["input_ids"]
 
 
 def downsampling(base: Base) -> int:

@@ -27,8 +27,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from storage.records import Record
 from tasks.imaging import dilate
 from tasks.synthesis.diffusion import checkpoint, latents, vocabulary
-from tasks.synthesis.diffusion.autoencoder import moved
 from tasks.synthesis.diffusion.base import Base
+from tasks.synthesis.diffusion.checkpoint import moved
+from tasks.synthesis.diffusion.lora_state import Checkpoints
 
 FILL_LESION, FILL_HEALTHY, WHOLE, AROUND = range(4)
 """What an example teaches: a lesion in its hole, tissue in a hole, a whole picture, a lesion and its surroundings."""
@@ -236,11 +237,11 @@ def train(
     held_out: Examples,
     params: UNetParams,
     seed: int,
-    state: Path,
+    checkpoints: Checkpoints,
     device: torch.device,
     advance: Callable[[int], None],
 ) -> tuple[Base, list[dict[str, float]]]:
-    """Train UNet and text encoder, or go on from `state`; the base with averaged weights, and the loss curve."""
+    """Train UNet and text encoder, or go on from the last checkpoint: the base of averaged weights, and its losses."""
     unet = cast(UNet2DConditionModel, moved(copy.deepcopy(base.unet), device)).train().requires_grad_(True)
     text = cast(CLIPTextModel, moved(copy.deepcopy(base.text_encoder), device)).train().requires_grad_(True)
     average_unet, average_text = copy.deepcopy(unet).eval(), copy.deepcopy(text).eval()
@@ -248,7 +249,7 @@ def train(
         [*unet.parameters(), *text.parameters()], params.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
     )
     parts = {"unet": unet, "text": text, "average_unet": average_unet, "average_text": average_text}
-    done, stored = checkpoint.load(state, parts, {"adam": optimizer})
+    done, stored = checkpoint.load(checkpoints, parts, {"adam": optimizer})
     curve: list[dict[str, float]] = json.loads(stored or "[]")
     tokens = _tokens(base.tokenizer, examples.prompts).to(device)
     pools = [(examples.teaches == purpose).nonzero()[:, 0].numpy() for purpose in range(4)]
@@ -272,7 +273,7 @@ def train(
             seen = step % params.checkpoint_every + 1
             curve.append({"step": step + 1, "train": round(total / seen, 5), "held_out": round(held, 5)})
             total = 0.0
-            checkpoint.save(state, step + 1, parts, {"adam": optimizer}, json.dumps(curve))
+            checkpoints.save(step + 1, checkpoint.pack(step + 1, parts, {"adam": optimizer}, json.dumps(curve)))
     trained = replace(base, unet=average_unet.requires_grad_(False), text_encoder=average_text.requires_grad_(False))
     return trained, curve
 
@@ -381,6 +382,10 @@ def export(base: Base, folder: Path) -> None:
     }
     pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    for part in ("unet", "vae"):  # diffusers notes where a part was read from: a path of this machine
+        file = folder / part / "config.json"
+        config = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     # transformers would load the text encoder as it is stored, diffusers loads its parts in float32: agree.
     file = folder / "text_encoder" / "config.json"
     config = {**json.loads(file.read_text()), "dtype": "float32"}

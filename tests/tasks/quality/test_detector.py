@@ -60,3 +60,30 @@ def test_one_group_or_one_image_is_refused():
         detector.out_of_fold(one, one, PARAMS, seed=0)
     with pytest.raises(ValueError, match="1 synthetic"):
         detector.out_of_fold(REAL, pictures(1, 1), PARAMS, seed=0)
+
+
+def test_each_view_hides_what_it_says():
+    one = REAL.select(np.arange(4))
+    for view, damaged_shows in (("lesion", True), ("surroundings", False), ("window", True), ("full", True)):
+        changed = replace(one, images=np.where(one.masks, np.uint8(200), one.images))
+        seen, then = detector.look(one, view), detector.look(changed, view)
+        assert np.array_equal(seen, then) != damaged_shows
+    elsewhere = replace(one, images=np.where(one.masks, one.images, np.uint8(0)))
+    inside = detector.windows(one.masks.astype(np.uint8), one.masks) > 0
+    assert np.array_equal(detector.look(one, "lesion")[inside], detector.look(elsewhere, "lesion")[inside])
+    assert not np.array_equal(detector.look(one, "surroundings"), detector.look(elsewhere, "surroundings"))
+
+
+def test_known_images_are_learned_from_and_not_answered():
+    params = detector.Params(steps=60, folds=2, batch=16, network="resnet18", width=8)
+    few, others = REAL.select(np.arange(12)), REAL.select(np.arange(12, 80))
+    found = detector.out_of_fold(few, degraded(pictures(60, 1), "noise", 0.8), params, seed=0, known=others)
+    assert found.real.shape == (12,)
+    assert found.synthetic.shape == (60,)
+    assert area_under_curve(found) > 0.85
+
+
+def test_whole_images_go_through_resnet18_at_their_own_size():
+    params = detector.Params(steps=1, folds=2, batch=4, network="resnet18", width=4, view="full")
+    found = detector.out_of_fold(pictures(6, 0, px=96), pictures(6, 1, px=96), params, seed=0)
+    assert np.isfinite(found.real).all()

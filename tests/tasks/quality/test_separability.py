@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from tasks.quality.detector import Detection
-from tasks.quality.separability import area_under_curve, detector_auc
+from tasks.quality.separability import area_under_curve, area_with_interval, detector_auc, permutation_p
 from tests.tasks.quality.test_frechet import evidence
 
 
@@ -62,3 +63,34 @@ def test_folds_that_share_nothing_give_no_number_but_a_reason():
 
 def test_without_a_detector_there_is_no_number():
     assert detector_auc(evidence(np.zeros((4, 3)), np.zeros((4, 3)))).value is None
+
+
+def singles(n: int) -> list[str]:
+    return [f"g{k}" for k in range(n)]
+
+
+def test_the_permutation_p_is_small_for_a_difference_and_agrees_with_scipy_where_there_is_none():
+    apart, alike = detection(60, 60, 1.0), detection(60, 60, 0.0, seed=2)
+    groups = singles(60), [f"s{k}" for k in range(60)]
+    assert permutation_p(apart, *groups, 200, np.random.default_rng(0)) == pytest.approx(1 / 201)
+    theirs = stats.mannwhitneyu(alike.synthetic, alike.real, alternative="greater").pvalue
+    assert permutation_p(alike, *groups, 2000, np.random.default_rng(0)) == pytest.approx(theirs, abs=0.04)
+
+
+def test_groups_change_sides_as_a_whole():
+    found = detection(60, 60, 0.25, seed=4)
+    # The same answers ten times over are no more evidence when they come from the same groups.
+    many = Detection(*(np.repeat(side, 10) for side in (found.real, found.synthetic)), *(np.zeros(600, int),) * 2)
+    names = [f"g{k // 10}" for k in range(600)], [f"s{k // 10}" for k in range(600)]
+    few = permutation_p(found, singles(60), [f"s{k}" for k in range(60)], 300, np.random.default_rng(0))
+    assert permutation_p(many, *names, 300, np.random.default_rng(0)) == pytest.approx(few, abs=0.06)
+
+
+def test_the_interval_of_the_area_holds_it_and_narrows_with_more_groups():
+    wide, narrow = (
+        area_with_interval(detection(n, n, 1.0), singles(n), singles(n), 300, np.random.default_rng(0))
+        for n in (30, 200)
+    )
+    for value, low, high in (wide, narrow):
+        assert low < value < high
+    assert narrow[2] - narrow[1] < wide[2] - wide[1]

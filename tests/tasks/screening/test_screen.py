@@ -108,6 +108,20 @@ def test_splits_that_leave_nothing_to_train_are_refused():
         screening.ScreenParams(val=0.5, test=0.5)
 
 
+def test_every_scan_is_tested_in_one_fold_whatever_its_source_says():
+    scans = [scan(seed, f"{seed}.png", "malignant" if seed % 2 else "benign", split="train") for seed in range(9)]
+    tested = [
+        file for fold in range(3) for file, row in screened(*scans, folds=3, fold=fold).items() if row.split == "test"
+    ]
+    assert sorted(tested) == sorted(own.file for own in scans)
+
+
+@pytest.mark.parametrize(("given", "words"), [({"folds": 3}, "give both"), ({"folds": 3, "fold": 3}, "0 to 2")])
+def test_a_fold_that_does_not_exist_is_refused(given, words):
+    with pytest.raises(ValidationError, match=words):
+        screening.ScreenParams(**given)
+
+
 def test_findings_and_csv_tell_what_is_wrong(tmp_path):
     root = fakes.busi(tmp_path)
     image, mask = picture(101)

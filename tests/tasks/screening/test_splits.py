@@ -1,8 +1,10 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tasks.screening.splits import split_by_group
+from tasks.screening.splits import folds_by_group, split_by_group
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 GROUPS = [f"g{k // 3}" for k in range(300)]
@@ -47,3 +49,25 @@ def test_an_empty_split_stays_empty_and_wrong_fractions_are_refused():
     assert set(splits.values()) == {"train", "val"}
     with pytest.raises(ValueError, match="sum to 1"):
         split_by_group(GROUPS, LABELS, {"train": 0.8, "val": 0.1, "test": 0.0}, seed=1)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=10, max_size=60),
+    folds=st.integers(2, 10),
+    seed=st.integers(0, 1000),
+)
+def test_every_group_is_held_out_in_exactly_one_fold(sizes: list[int], folds: int, seed: int):
+    groups = [f"g{k}" for k, size in enumerate(sizes) for _ in range(size)]
+    labels = [("benign", "malignant", "normal")[int(group[1:]) % 3] for group in groups]
+    found = folds_by_group(groups, labels, folds, seed)
+    assert set(found) == set(groups)
+    assert set(found.values()) == set(range(folds))
+    for label in set(labels):
+        own = Counter(found[group] for group, name in zip(groups, labels, strict=True) if name == label)
+        assert max(own.values()) - min(own.get(fold, 0) for fold in range(folds)) <= max(sizes)
+    assert folds_by_group(groups[::-1], labels[::-1], folds, seed) == found
+
+
+def test_more_folds_than_groups_are_refused():
+    with pytest.raises(ValueError, match="3 groups cannot be held out in 5 folds"):
+        folds_by_group(["a", "b", "c"], ["head"] * 3, 5, 0)

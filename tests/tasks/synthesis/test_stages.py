@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.synthesis import Draft, StageParams, Tools, apply, harmonize, layout, lesion
 from tasks.synthesis.diffusion.base import Base
-from tests.fakes.drafts import donors, drafts, ellipse, sector
+from tests.fakes.drafts import donors, drafts, sector
 
 PX = 32
 STAGES: list[StageParams] = [
@@ -97,6 +97,29 @@ def test_the_critic_keeps_its_favourite_candidate(inpainting_base: Base) -> None
     assert made.lineage["candidates"] == 4
 
 
+def test_chosen_early_only_the_favourite_is_finished_and_the_row_says_so(inpainting_base: Base) -> None:
+    background, _ = sector(PX)
+    asked: list[int] = []
+
+    def last(images: NDArray[np.uint8], masks: NDArray[np.bool_], labels: Sequence[str]) -> NDArray[np.float64]:
+        asked.append(len(images))
+        return np.arange(len(images), dtype=np.float64)
+
+    tools = Tools(base=inpainting_base, adapters={}, donors=donors(PX), critic=last)
+    placed = apply(layout.Params(), drafts(2, background), tools)
+    in_full = apply(lesion.Params(steps=4, candidates=3), placed, tools)
+    assert asked == [3, 3]
+    early = apply(lesion.Params(steps=4, candidates=3, early=0.5, spacing="uniform"), placed, tools)
+    assert asked == [3, 3, 3, 3, 1, 1]
+    for one, other in zip(in_full, early, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        assert (one.lineage["sampler"], other.lineage["sampler"]) == (
+            "DPM-Solver++(2M)",
+            "DPM-Solver++(2M), chosen at 0.5",
+        )
+        assert one.lineage["candidates"] == other.lineage["candidates"] == 3
+
+
 def test_a_failed_draft_passes_through_in_its_place(tools: Tools) -> None:
     background, _ = sector(PX)
     items = drafts(3, background)
@@ -145,14 +168,3 @@ def test_an_image_smaller_than_the_model_is_drawn_enlarged(inpainting_base: Base
         assert draft.region is not None
         np.testing.assert_array_equal(draft.image[~draft.region], background[~draft.region])
         assert (draft.image != background).any()
-
-
-def test_shadow_darkens_and_enhancement_brightens_what_lies_behind_a_lesion() -> None:
-    mask = ellipse(64, 24, 32, 8, 10)
-    shadow = harmonize.posterior_zone(mask, reach=1.5, peak_db=-6)
-    assert shadow[mask].max() == 0
-    assert shadow[:16].min() == 0  # nothing in front of the lesion
-    assert shadow[36, 32] < -3
-    assert -0.01 < shadow[36, 10] <= 0  # nor beside it
-    assert abs(shadow[60, 32]) < abs(shadow[36, 32])
-    np.testing.assert_allclose(harmonize.posterior_zone(mask, 1.5, 3), -shadow / 2, atol=1e-5)

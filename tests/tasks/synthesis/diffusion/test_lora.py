@@ -7,7 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from tasks.synthesis.diffusion import base, lora, sample, window
+from tasks.synthesis.diffusion import adapters, base, lora, sample, window
+from tasks.synthesis.diffusion import examples as example_views
 from tests.fakes.drafts import ellipse
 
 PX = 32
@@ -104,7 +105,7 @@ def test_an_adapter_gives_plain_diffusers_the_same_unet_output(any_base: base.Ba
     text = torch.randn((2, 77, 16), generator=generator)
     with torch.no_grad():
         theirs = pipeline.unet(seen, 400, text).sample
-        ours = sample.fused_unet(any_base, adapter.weights)(seen, 400, text).sample
+        ours = adapters.fused(any_base, adapter.weights).unet(seen, 400, text).sample
         without = any_base.unet(seen, 400, text).sample
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert (ours - without).abs().max() > 1e-2
@@ -145,8 +146,9 @@ def test_image_and_mask_are_cut_and_mirrored_together() -> None:
         row, column = rng.integers(4, px - 8, 2)
         mask[row : row + 4, column : column + 4] = True
         image = np.where(mask, 255, 10).astype(np.uint8)  # a marker exactly where the mask is
-        images, holes = lora.views(lora.Example(image, mask, "benign"), PX)
-        for seen, hole in zip(images, holes, strict=True):
+        seen_pair = example_views.views(lora.Example(image, mask, "benign"), PX)
+        images = seen_pair.images
+        for seen, hole in zip(images, seen_pair.holes, strict=True):
             np.testing.assert_array_equal(hole, window.hole(seen > 128, PX))
         np.testing.assert_array_equal(images[1], images[0][:, ::-1])
 

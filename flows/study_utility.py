@@ -1,0 +1,100 @@
+"""Does the data help? The DAG of the utility study: order, nothing else. Every step's work is in `tasks/`."""
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from flows.build_dataset import Made, facts_of, make
+from flows.recipe import Recipe
+from storage.records import Record
+from storage.store import Store
+from tasks.conclude import Answers, conclude
+from tasks.curate import Curation
+from tasks.export import export
+from tasks.report.study import FoldFacts, Study
+from tasks.reuse import Done
+from tasks.study import NEGATIVE_CONTROL, POSITIVE_CONTROL, Fold, classify, detect, find_copies, segment
+from tasks.train import report_of
+
+
+class StudyResult(Record):
+    """A finished study and where it lies: `uri` is study.json; study.md and answers.parquet are beside it."""
+
+    study: Study
+    key: str
+    uri: str
+
+
+@flow(name="study-utility", flow_run_name="{recipe.name}")
+def study_utility(
+    recipe: Annotated[Recipe, Field(description="The dataset to study.")],
+    store: Annotated[str, Field(description="Folder or fsspec URL of the datasets and of what was finished.")],
+    folds: Annotated[int, Field(ge=2, le=100, description="Folds by group; each is held out once.")] = 5,
+    seeds: Annotated[int, Field(ge=1, le=100, description="Trainings of every downstream network.")] = 1,
+) -> StudyResult:
+    """Build the dataset of every fold and ask downstream networks about the fold's test groups.
+
+    Everything finished is reused, so a killed study goes on. A fold whose set misses its gate is not published, and
+    studied all the same.
+    """
+    opened = Store(store)
+    opened.probe()
+    answers = [_answer(of_fold(recipe, folds, fold), fold, store, seeds) for fold in range(folds)]
+    concluded = conclude(store, recipe.name, recipe.digest(), answers, recipe.study, recipe.seed)
+    study = Study.model_validate_json(opened.read(concluded.ref.key))
+    return StudyResult(study=study, key=concluded.ref.key, uri=opened.uri(concluded.ref.key))
+
+
+def of_fold(recipe: Recipe, folds: int, fold: int) -> Recipe:
+    """The recipe that holds out one fold, as a dataset of its own."""
+    screen = recipe.screen.model_copy(update={"folds": folds, "fold": fold})
+    return recipe.model_copy(update={"name": f"{recipe.name}-fold{fold}", "screen": screen})
+
+
+def _answer(recipe: Recipe, number: int, store: str, seeds: int) -> Answers:
+    done: list[Done] = []
+    made = make(recipe, store, done)
+    facts = _facts(recipe, number, store, made)
+    fold = Fold(scans=made.scans, shards=made.shards, curated=made.curated)
+    params, trainings = recipe.study, [recipe.seed + 100 * k for k in range(seeds)]
+    looked = {view: params.detector.model_copy(update={"view": view}) for view in params.views}
+    if params.controls:
+        looked |= {POSITIVE_CONTROL: params.detector, NEGATIVE_CONTROL: params.detector}
+    detected = {what: detect(store, fold, what, own, recipe.seed).ref for what, own in looked.items()}
+    segmented = {
+        arm.name: [segment(store, fold, arm, params.unet, seed).ref for seed in trainings] for arm in params.arms
+    }
+    classified = {
+        arm.name: [classify(store, fold, arm, params.classifier, seed).ref for seed in trainings] for arm in params.arms
+    }
+    return Answers(
+        made=fold,
+        real=made.real,
+        scores=made.scores,
+        segmented=segmented,
+        classified=classified,
+        detected=detected,
+        copied=find_copies(store, fold).ref,
+        facts=facts,
+    )
+
+
+def _facts(recipe: Recipe, fold: int, store: str, made: Made) -> FoldFacts:
+    """What became of the fold's dataset, which is published where it passes its gate."""
+    curation = Curation.model_validate_json(Store(store).read(made.curated.key))
+    version = None
+    if curation.kept and not curation.problems:
+        published = export(store, facts_of(recipe), made.scans, made.shards, made.curated)
+        version = f"{recipe.name}@{published.summary.version}"
+    return FoldFacts(
+        fold=fold,
+        dataset=recipe.name,
+        planned=curation.planned,
+        kept=curation.kept,
+        rejected=curation.rejected,
+        failed=curation.failed,
+        problems=curation.problems,
+        published=version,
+        critic=report_of(Store(store), made.critic),
+    )
