@@ -2,7 +2,7 @@
 
 Both sides have the same base, the same adapter, the same backgrounds and the same lesion masks, and run in turns.
 
-- Ours: layout, lesion and harmonize as `STAGES` says, with a critic that picks among candidates.
+- Ours: layout, lesion, harmonize and levels as `STAGES` says, with a critic that picks among candidates.
 - Plain diffusers: `StableDiffusionInpaintPipeline` draws the lesion and then repairs its surroundings at our
   strength, as Wen et al. (JMI 13(2) 024002, 2026) do with the same pipeline; its own scheduler, 50 steps, guidance
   7.5, fp32, the adapter by `load_lora_weights`, one image at a time. Its image-to-image pipeline does not read the
@@ -35,16 +35,18 @@ from tasks.quality import critic, features
 from tasks.quality.judge import Pictures
 from tasks.quality.kernel import kernel_distance
 from tasks.sources import busi, phantom
-from tasks.synthesis import Donor, Draft, StageParams, Tools, apply, harmonize, layout, lesion
+from tasks.synthesis import Donor, Draft, StageParams, Tools, apply, harmonize, layout, lesion, levels, posterior
 from tasks.synthesis.diffusion import adapters, latents, lora, window
 from tasks.synthesis.diffusion import base as bases
 from tasks.synthesis.redraw import composite
+from tasks.synthesis.tissue import outside_picture
 
 LABEL = "malignant"
 STAGES: list[StageParams] = [
     layout.Params(),
-    lesion.Params(steps=8, spacing="karras", guidance_from=0.4, candidates=2, early=0.5, precision="bf16"),
-    harmonize.Params(steps=8, precision="bf16"),
+    lesion.Params(steps=6, spacing="karras", guidance_from=0.4, candidates=2, early=0.5, precision="bf16"),
+    harmonize.Params(steps=6, posterior="learned", precision="bf16"),
+    levels.Params(),
 ]
 PLAIN_STEPS, PLAIN_GUIDANCE = 50, 7.5
 BATCH = 16  # as many as one call of the UNet takes, so no row is there to fill up a batch
@@ -73,7 +75,7 @@ class Turn:
 def measure(data: Path | None, quick: bool) -> list[Ratio]:
     setting = prepare(data, quick)
     plain = plain_pipeline(setting)
-    drawn_by_both, turns = (4, 3) if quick else (BATCH, 6)
+    drawn_by_both, turns = (4, 3) if quick else (8, 5)
     staged(setting, drafts(setting, 0, 1))  # both sides once before the clock: kernels choose their ways
     drawn_plainly(plain, setting, placed(setting, drafts(setting, 0, 1)), steps=4)
 
@@ -104,9 +106,14 @@ def prepare(data: Path | None, quick: bool) -> Setting:
     known = [scan for scan in lesions if group_of(scan) in trained]
     held_out = [scan for scan in lesions if group_of(scan) not in trained]
     healthy = [scan for scan in scans if scan.label == "normal" and group_of(scan) in trained]
-    donors = [Donor(scan.file, scan.mask, LABEL, group_of(scan)) for scan in known if scan.mask is not None]
+    donors = [donor(image_of(scan), scan.mask, scan.file, group_of(scan)) for scan in known if scan.mask is not None]
     tools = Tools(base=base, adapters={LABEL: adapter(base, known, quick)}, donors=donors, critic=judge(known, quick))
     return Setting(healthy, np.stack([image_of(scan) for scan in held_out]), replace(tools, batch=BATCH))
+
+
+def donor(image: NDArray[np.uint8], mask: NDArray[np.bool_], name: str, group: str) -> Donor:
+    behind = posterior.behind(image, mask, ~outside_picture(image))
+    return Donor(name, mask, LABEL, group, behind=behind, image=image)
 
 
 def fitted(scan: Scan, px: int) -> Scan:

@@ -54,7 +54,7 @@ class _Nowhere:
 def measure(quick: bool) -> list[Ratio]:
     """Train both ways with every seed, one after the other, and compare speed and validation loss."""
     base = bases.load("embedded")
-    steps, count, seeds = (10, 16, 3) if quick else (150, 128, 5)
+    steps, count, seeds = (10, 16, 3) if quick else (60, 96, 3)
     learned, held = _lesions(base, count, 1), _lesions(base, 8 if quick else 32, 2)
     score = _Score(base, held)
     speeds: list[float] = []

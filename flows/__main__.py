@@ -47,7 +47,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="e.g
 
 @app.command()
 def build(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged, breast_staged_128.")],
     overrides: SetOption = None,
     store: StoreOption = "./store",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -147,7 +147,7 @@ def train_base(
 
 @app.command()
 def study(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged, breast_staged_128.")],
     folds: Annotated[int, typer.Option(min=2, max=100, help="Folds by group; each is held out once.")] = 5,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Trainings of every downstream network.")] = 1,
     overrides: SetOption = None,
@@ -186,7 +186,7 @@ def study(
 
 @app.command()
 def ablate(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged, breast_staged_128.")],
     overrides: SetOption = None,
     store: StoreOption = "./store",
     out: Annotated[

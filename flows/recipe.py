@@ -121,7 +121,7 @@ class Recipe(Record):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file (or the name of one of ours: demo, breast_staged), apply `path.to.field=value`.
+    """Read a recipe file (or the name of one in `flows/recipes/`), apply `path.to.field=value`.
 
     Raises:
         RecipeError: no such file, not YAML, or fields that are unknown, missing or out of range.

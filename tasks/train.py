@@ -132,21 +132,7 @@ def train_adapter(store_url: str, scans: Ref, base: str, params: LoraParams, lab
                 f"no training scan of label {label!r} with a mask, but the recipe plans samples of it; "
                 "take the label out of plan.labels, or add scans of it"
             )
-        checkpoints = StoredCheckpoints(store, ADAPTER, key)
-        with track.track(step, params.steps * params.batch):
-            adapter = lora.train(
-                bases.load(base),
-                examples,
-                held_out,
-                kept[0].organ,
-                params,
-                seed,
-                checkpoints,
-                lambda images: track.advance(step, images),
-                StoredLatents(store),
-                StoredSamples(store, ADAPTER, key),
-            )
-        return _stored_adapter(store, ADAPTER, key, adapter, examples, held_out)
+        return _trained(store, ADAPTER, key, step, base, examples, held_out, kept[0].organ, params, seed)
 
     described = {"lora": params.model_dump(mode="json"), "label": label, "seed": seed}
     return reuse(store, ADAPTER, ADAPTER_ALGORITHM, described, [scans.sha256, digest], make)
@@ -173,21 +159,7 @@ def train_harmonizer(
             raise ValueError(
                 f"no training scan of {', '.join(labels)} with a mask to spoil; set harmonizer to null, or add scans"
             )
-        checkpoints = StoredCheckpoints(store, HARMONIZER, key)
-        with track.track(HARMONIZER, params.steps * params.batch):
-            adapter = lora.train(
-                bases.load(base),
-                examples,
-                held_out,
-                kept[0].organ,
-                params,
-                seed,
-                checkpoints,
-                lambda images: track.advance(HARMONIZER, images),
-                StoredLatents(store),
-                StoredSamples(store, HARMONIZER, key),
-            )
-        return _stored_adapter(store, HARMONIZER, key, adapter, examples, held_out)
+        return _trained(store, HARMONIZER, key, HARMONIZER, base, examples, held_out, kept[0].organ, params, seed)
 
     described = {
         "harmonizer": None if params is None else params.model_dump(mode="json"),
@@ -302,18 +274,37 @@ def _examples(kept: Sequence[KeptScan], split: str) -> list[lora.Example]:
     ]
 
 
-def _stored_adapter(
+def _trained(
     store: Store,
     step: str,
     key: str,
-    adapter: lora.Adapter,
+    bar: str,
+    base: str,
     examples: Sequence[lora.Example],
     held_out: Sequence[lora.Example],
+    organ: str,
+    params: LoraParams,
+    seed: int,
 ) -> Ref:
+    """Train an adapter and keep it with its curve; `bar` names its progress."""
+    checkpoints = StoredCheckpoints(store, step, key)
+    with track.track(bar, params.steps * params.batch):
+        adapter = lora.train(
+            bases.load(base),
+            examples,
+            held_out,
+            organ,
+            params,
+            seed,
+            checkpoints,
+            partial(track.advance, bar),
+            StoredLatents(store),
+            StoredSamples(store, step, key),
+        )
     file = keys.step_file(step, key, "pytorch_lora_weights.safetensors")
     store.put(file, adapter.weights)
     store.put(keys.step_file(step, key, "curve.json"), json.dumps(adapter.curve).encode())
-    StoredCheckpoints(store, step, key).clear()
+    checkpoints.clear()
     counts = {"examples": len(examples), "held out": len(held_out), "best step": adapter.best_step}
     return Ref(key=file, sha256=_sha256(adapter.weights), rows=len(examples), counts=counts)
 

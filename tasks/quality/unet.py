@@ -18,6 +18,7 @@ from tasks.quality.judge import Advance, Pictures, silent
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_LAST = 8  # channels before the last, 1 × 1 convolution
 _AVERAGED = 0.99  # decay of the weights' moving average: without it, one lucky last step decides an arm
 
 
@@ -28,12 +29,12 @@ class Params(Record):
         default=500, ge=1, le=1_000_000, description="optimizer steps, the same in every arm; 500 take about 70 s"
     )
     batch: int = Field(default=16, ge=2, le=1024, description="images a step")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="peak learning rate")
+    learning_rate: float = Field(default=5e-3, gt=0, le=1, description="peak learning rate")
     channels: list[int] = Field(
         default=[16, 32, 64, 128, 256], min_length=2, max_length=8, description="channels of each level"
     )
     augmentation: float = Field(
-        default=2.0, ge=0, le=4, description="strength of the classical augmentation of every arm; 1 is the judges'"
+        default=1.5, ge=0, le=4, description="strength of the classical augmentation of every arm; 1 is the judges'"
     )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="bf16 is faster where the processor has it, and slower where it has not"
@@ -99,11 +100,14 @@ def draw(network: "nn.Module", images: Grey) -> Mask:
 
 def _network(params: Params) -> "nn.Module":
     from monai.networks.nets.unet import UNet
+    from torch import nn
 
     # Batch rather than MONAI's default instance norm: echo level tells lesion from tissue, and instance norm
-    # erases it.
+    # erases it. Its last layer has as many channels as the output: with one, all that was learned went through a
+    # single channel, and some seeds drew nothing at all.
     strides = [2] * (len(params.channels) - 1)
-    return UNet(2, 1, 1, params.channels, strides, num_res_units=2, norm="batch", act="relu")
+    body = UNet(2, 1, _LAST, params.channels, strides, num_res_units=2, norm="batch", act="prelu")
+    return nn.Sequential(body, nn.Conv2d(_LAST, 1, 1))
 
 
 def _average(averaged: "nn.Module", network: "nn.Module", decay: float) -> None:

@@ -66,4 +66,6 @@ def test_training_goes_on_from_a_base_and_keeps_its_encoder(tmp_path: Path) -> N
         assert same or name.startswith(("decoder.", "post_quant_conv.")), name
     assert base.digest(first) in (second / "training.json").read_text()
     assert "from base" in (second / "README.md").read_text()
-    assert not [file for file in second.rglob("*.json") if str(tmp_path) in file.read_text() and file.stem != "training"]
+    assert not [
+        file for file in second.rglob("*.json") if str(tmp_path) in file.read_text() and file.stem != "training"
+    ]
