@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +39,10 @@ _LAYOUT = (
 )
 
 
+_loading = threading.Lock()
+"""Held while a base is read: transformers builds models on a device without memory, set for the whole process."""
+
+
 @dataclass(frozen=True)
 class Base:
     """A loaded base model, in float32 and evaluation mode, shared by everything in this process; on the GPU
@@ -66,7 +71,8 @@ def load(path_or_id: str) -> Base:
             another architecture (SDXL, SD 3, Flux, DiT ...).
     """
     folder = locate(path_or_id)
-    return _load(folder, digest(folder))
+    with _loading:
+        return _load(folder, digest(folder))
 
 
 def locate(path_or_id: str) -> Path:

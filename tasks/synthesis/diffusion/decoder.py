@@ -11,6 +11,7 @@ grey levels and, by themselves, the finest of them, as the detectors of syntheti
 import copy
 import dataclasses
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -135,6 +136,7 @@ def tune(
 
 _APPLIED_KEPT = 4
 _applied: OrderedDict[tuple[str, str], Base] = OrderedDict()
+_applying = threading.Lock()
 
 
 def apply(base: Base, weights: bytes) -> Base:
@@ -144,20 +146,21 @@ def apply(base: Base, weights: bytes) -> Base:
         ValueError: the weights are not those of this base's decoder.
     """
     key = base.digest, digest_of(weights)
-    if key not in _applied:
-        tensors = safetensors.torch.load(weights)
-        expected = {name: weight.shape for name, weight in base.vae.named_parameters() if name.startswith(TUNED)}
-        if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-            raise ValueError(
-                f"{len(tensors)} tensors that are not the decoder of base {base.digest[:12]}, which has "
-                f"{len(expected)}; tune one for this base"
-            )
-        vae = copy.deepcopy(base.vae)
-        vae.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
-        _applied[key] = dataclasses.replace(base, vae=vae)
-        while len(_applied) > _APPLIED_KEPT:
-            _applied.popitem(last=False)
-    return _applied[key]
+    with _applying:
+        if key not in _applied:
+            tensors = safetensors.torch.load(weights)
+            expected = {name: weight.shape for name, weight in base.vae.named_parameters() if name.startswith(TUNED)}
+            if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+                raise ValueError(
+                    f"{len(tensors)} tensors that are not the decoder of base {base.digest[:12]}, which has "
+                    f"{len(expected)}; tune one for this base"
+                )
+            vae = copy.deepcopy(base.vae)
+            vae.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
+            _applied[key] = dataclasses.replace(base, vae=vae)
+            while len(_applied) > _APPLIED_KEPT:
+                _applied.popitem(last=False)
+        return _applied[key]
 
 
 def _step(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,11 @@ def test_the_embedded_base_is_small_whole_and_plain_safetensors() -> None:
     files = [file for file in base.EMBEDDED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 32 * 2**20
     assert not [file for file in files if file.suffix in {".bin", ".ckpt", ".pt", ".pth", ".pkl"}]
+
+
+def test_two_threads_that_ask_at_once_get_the_same_whole_base(tmp_path: Path) -> None:
+    folder = make_base(tmp_path / "base", seed=77)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: base.load(str(folder)), range(8)))
+    assert all(one is found[0] for one in found)
+    assert not any(weight.is_meta for weight in found[0].unet.parameters())
