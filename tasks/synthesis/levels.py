@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from storage.records import Record
 from tasks.imaging import Grey, Mask, dilate
-from tasks.synthesis.draft import Donor, Draft, Tools, rng_of
+from tasks.synthesis.draft import Draft, Tools, rng_of
 from tasks.synthesis.redraw import changed_outside, depth_in
 
 STAGE_NUMBER = 5
@@ -57,8 +57,8 @@ def apply(params: Params, drafts: list[Draft], tools: Tools) -> list[Draft]:
     looks = {
         label: [
             look_of(donor.id, donor.image, donor.mask, params)
-            for donor in _seen(tools.donors, label)
-            if donor.image is not None
+            for donor in tools.donors
+            if donor.label == label and donor.image is not None
         ]
         for label in sorted({draft.label for draft in drafts})
     }
@@ -102,10 +102,6 @@ def _matched(params: Params, draft: Draft, looks: Sequence[Look]) -> Draft:
     image: Grey = np.where(draft.region, new, draft.image)
     outside = changed_outside(image, draft.background, draft.region)
     return replace(draft, image=image, lineage={**draft.lineage, "levels_id": look.id, "outside_changed_px": outside})
-
-
-def _seen(donors: Sequence[Donor], label: str) -> list[Donor]:
-    return [donor for donor in donors if donor.label == label and donor.image is not None]
 
 
 def _parts(image: Grey, mask: Mask, params: Params) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
