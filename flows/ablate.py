@@ -8,11 +8,11 @@ from typing import Annotated, Any, cast
 from prefect import flow
 from pydantic import Field
 
-from flows.build_dataset import make
+from flows.build_dataset import make, relied_on
 from flows.recipe import Recipe, override, parse
 from storage.records import Record, Ref
-from storage.store import Store
 from tasks.ablate import describe_variant, tabulate
+from tasks.connect import open_store
 from tasks.report.ablation import Ablation
 from tasks.reuse import Done
 
@@ -44,10 +44,11 @@ def ablate(
 
     What variants have in common is made once.
     """
-    opened = Store(store)
+    opened = open_store(store)
     opened.probe()
-    described = [_described(recipe, variant, store) for variant in variants(recipe)]
-    table = tabulate(store, recipe.name, recipe.digest(), described)
+    with relied_on(opened, f"ablate {recipe.name}"):
+        described = [_described(recipe, variant, store) for variant in variants(recipe)]
+        table = tabulate(store, recipe.name, recipe.digest(), described)
     ablation = Ablation.model_validate_json(opened.read(table.ref.key))
     return AblationResult(ablation=ablation, key=table.ref.key, uri=opened.uri(table.ref.key))
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,10 +16,14 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from pydantic import Field
 
 from flows.recipe import Recipe, Runner
+from storage import keys, leases
 from storage.records import Ref
 from storage.store import Store
 from tasks import plan
+from tasks.connect import open_store
 from tasks.curate import curate_set
+from tasks.describe import licensed
+from tasks.documents import licences
 from tasks.export import Facts, Summary, export
 from tasks.ingest import ingest
 from tasks.reuse import Done
@@ -40,9 +45,10 @@ class BuildResult(Summary):
 
 @dataclass(frozen=True)
 class Made:
-    """What there is of a dataset before it is published."""
+    """What there is of a dataset before it is published; `weights` are all that were trained for it, by name."""
 
     scans: Ref
+    weights: dict[str, Ref]
     adapters: dict[str, Ref]
     critic: Ref
     shards: list[Ref]
@@ -61,10 +67,14 @@ def build_dataset(
 
     Steps whose inputs and parameters are unchanged are reused, whoever made them and whenever.
     """
-    Store(store).probe()
+    opened = open_store(store)
+    opened.probe()
+    facts = facts_of(recipe)
+    licences.combine(facts.made_from)  # a conflict is told before hours of work
     done: list[Done] = []
-    made = make(recipe, store, done)
-    published = export(store, facts_of(recipe), made.scans, made.shards, made.curated)
+    with relied_on(opened, f"build {recipe.name}"):
+        made = make(recipe, store, done)
+        published = export(store, facts, made.scans, made.shards, made.curated, made.weights, folders_of(done))
     done.append(published.done)
     return BuildResult(
         **dict(published.summary),
@@ -113,7 +123,30 @@ def make(recipe: Recipe, store: str, done: list[Done]) -> Made:
         curate_set(store, scores, detected, real, recipe.curate, recipe.gate, recipe.set_scores, names, seed),
     )
 
-    return Made(scans, adapters, critic, shards, scores, real, detected, curated)
+    return Made(scans, _weights(generator, judges), adapters, critic, shards, scores, real, detected, curated)
+
+
+def _weights(generator: Generator, judges: Mapping[str, Ref]) -> dict[str, Ref]:
+    """Everything that was trained, by the name that provenance gives it."""
+    named = {
+        "decoder": generator.decoder,
+        "harmonizer": generator.harmonizer,
+        "critic": generator.critic,
+        f"adapter/{HEALTHY}": generator.healthy,
+        **{f"adapter/{label}": ref for label, ref in generator.adapters.items()},
+        **{f"judge/{name}": ref for name, ref in judges.items()},
+    }
+    return {name: ref for name, ref in named.items() if ref is not None}
+
+
+def relied_on(store: Store, holder: str) -> AbstractContextManager[object]:
+    """Keeps garbage collection from what steps have made and from what is on its way into the store."""
+    return leases.hold(store, holder, [f"{keys.BUILDS}/", f"{keys.SCRATCH}/"])
+
+
+def folders_of(done: Iterable[Done]) -> list[str]:
+    """The folders in which steps left what they made."""
+    return sorted({keys.step_folder(step.ref.key) for step in done})
 
 
 def facts_of(recipe: Recipe) -> Facts:
@@ -123,7 +156,8 @@ def facts_of(recipe: Recipe) -> Facts:
         description=recipe.description,
         recipe=recipe.published(),
         recipe_digest=recipe.digest(),
-        source=recipe.source.dataset,
+        base=recipe.base,
+        made_from=licensed(recipe.source, recipe.base),
         formats=recipe.formats,
         score_names=recipe.image_scores,
     )

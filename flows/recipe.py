@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from storage.formats import FORMATS
 from storage.keys import canonical_json
 from storage.records import Record
-from tasks.formats import FORMATS
 from tasks.plan import Plan
 from tasks.quality import IMAGE_SCORES, SET_SCORES
 from tasks.quality.curate import GateParams, Threshold
@@ -83,7 +83,7 @@ class Recipe(Record):
     set_scores: list[str] = Field(default=list(SET_SCORES), description="Scores of the whole set.")
     curate: list[Threshold] = Field(default=[], description="What an image must reach to be kept.")
     gate: GateParams = Field(default=GateParams(), description="What the kept set must reach to be published.")
-    formats: list[str] = Field(default=list(FORMATS), description="Export formats.")
+    formats: list[str] = Field(default=["parquet", "coco"], description="Export formats.")
     runner: Runner = Field(default=Runner(), description="Where shards run.")
     study: StudyParams = Field(default=StudyParams(), description="How `sonoforge study` trains and tests.")
 

@@ -5,12 +5,13 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.build_dataset import Made, facts_of, make
+from flows.build_dataset import Made, facts_of, folders_of, make, relied_on
 from flows.recipe import Recipe
 from storage.records import Record
-from storage.store import Store
 from tasks.conclude import Answers, conclude
+from tasks.connect import open_store
 from tasks.curate import Curation
+from tasks.documents import licences
 from tasks.export import export
 from tasks.report.study import FoldFacts, Study
 from tasks.reuse import Done
@@ -38,10 +39,12 @@ def study_utility(
     Everything finished is reused, so a killed study goes on. A fold whose set misses its gate is not published, and
     studied all the same.
     """
-    opened = Store(store)
+    opened = open_store(store)
     opened.probe()
-    answers = [_answer(of_fold(recipe, folds, fold), fold, store, seeds) for fold in range(folds)]
-    concluded = conclude(store, recipe.name, recipe.digest(), answers, recipe.study, recipe.seed)
+    licences.combine(facts_of(recipe).made_from)  # a conflict is told before hours of work
+    with relied_on(opened, f"study {recipe.name}"):
+        answers = [_answer(of_fold(recipe, folds, fold), fold, store, seeds) for fold in range(folds)]
+        concluded = conclude(store, recipe.name, recipe.digest(), answers, recipe.study, recipe.seed)
     study = Study.model_validate_json(opened.read(concluded.ref.key))
     return StudyResult(study=study, key=concluded.ref.key, uri=opened.uri(concluded.ref.key))
 
@@ -55,7 +58,7 @@ def of_fold(recipe: Recipe, folds: int, fold: int) -> Recipe:
 def _answer(recipe: Recipe, number: int, store: str, seeds: int) -> Answers:
     done: list[Done] = []
     made = make(recipe, store, done)
-    facts = _facts(recipe, number, store, made)
+    facts = _facts(recipe, number, store, made, done)
     fold = Fold(scans=made.scans, shards=made.shards, curated=made.curated)
     params, trainings = recipe.study, [recipe.seed + 100 * k for k in range(seeds)]
     looked = {view: params.detector.model_copy(update={"view": view}) for view in params.views}
@@ -80,12 +83,14 @@ def _answer(recipe: Recipe, number: int, store: str, seeds: int) -> Answers:
     )
 
 
-def _facts(recipe: Recipe, fold: int, store: str, made: Made) -> FoldFacts:
+def _facts(recipe: Recipe, fold: int, store: str, made: Made, done: list[Done]) -> FoldFacts:
     """What became of the fold's dataset, which is published where it passes its gate."""
-    curation = Curation.model_validate_json(Store(store).read(made.curated.key))
+    curation = Curation.model_validate_json(open_store(store).read(made.curated.key))
     version = None
     if curation.kept and not curation.problems:
-        published = export(store, facts_of(recipe), made.scans, made.shards, made.curated)
+        published = export(
+            store, facts_of(recipe), made.scans, made.shards, made.curated, made.weights, folders_of(done)
+        )
         version = f"{recipe.name}@{published.summary.version}"
     return FoldFacts(
         fold=fold,
@@ -96,5 +101,5 @@ def _facts(recipe: Recipe, fold: int, store: str, made: Made) -> FoldFacts:
         failed=curation.failed,
         problems=curation.problems,
         published=version,
-        critic=report_of(Store(store), made.critic),
+        critic=report_of(open_store(store), made.critic),
     )

@@ -8,15 +8,22 @@ Glossary:
 - **Ref**: what one step hands the next: where the bytes are, their digest, how many rows.
 - **Score**: one number about a set of images, with its N, extractor, interval and floor.
 - **Manifest**: the list of files that is a version. A version exists exactly when its manifest exists.
+- **Channel**: a name such as "production" that is moved from version to version; a log of `ChannelEntry`.
+- **Tombstone**: says that a version was retracted, and why.
+- **Lease**: says which files somebody is working with, so that garbage collection leaves them alone.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from storage import keys
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -66,9 +73,9 @@ class ManifestFile(Record):
 
     path: str
     key: str
-    sha256: str
-    bytes: int
-    rows: int | None = None
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0, le=50 * 2**40)  # no object store holds larger objects
+    rows: int | None = Field(default=None, ge=0, le=10**12)
 
 
 class Outcome(Record):
@@ -77,25 +84,84 @@ class Outcome(Record):
     `rejected` counts every rejected sample once, under its first reason: planned = kept + sum(rejected) + failed.
     """
 
-    planned: int
-    kept: int
-    rejected: dict[str, int]
-    failed: int
+    planned: int = Field(ge=0, le=10**12)
+    kept: int = Field(ge=0, le=10**12)
+    rejected: dict[str, Annotated[int, Field(ge=0, le=10**12)]]
+    failed: int = Field(ge=0, le=10**12)
     scores: list[SetScore]
+
+
+class Written(Record):
+    """What a format says of one file that it wrote: its rows, and its digest where it was worked out on the way."""
+
+    rows: int
+    sha256: str | None = None
 
 
 class Manifest(Outcome):
     """Everything that is known of a published version. `digest` covers paths and contents of all files."""
 
-    format: Literal["sonoforge-manifest-1"] = "sonoforge-manifest-1"
+    format: Literal["sonoforge-manifest-2"] = "sonoforge-manifest-2"
     dataset: str
     version: int
     digest: str
+    publication: str  # random: tells this claim of the number from an equal one of somebody else
     created: str  # UTC, ISO 8601; not part of `digest`
     files: list[ManifestFile]
     licences: list[str]
     recipe: dict[str, object]
     provenance: dict[str, str]
+    inputs: list[str] = []  # keys of the steps it was made from (builds/<step>/<key>): garbage collection keeps them
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> "Manifest":
+        keys.check_paths(file.path for file in self.files)
+        for file in self.files:
+            expected = keys.object_key(self.dataset, file.sha256)
+            if file.key not in (expected, expected + PurePosixPath(file.key).suffix):
+                raise ValueError(f"{file.path!r} is kept under {file.key!r}, expected {expected}")
+        return self
+
+
+class ChannelEntry(Record):
+    """One move of a channel: from entry `number` on, until the next, it means `version`."""
+
+    format: Literal["sonoforge-channel-1"] = "sonoforge-channel-1"
+    dataset: str
+    channel: str
+    number: int  # 1, 2, 3 …, as in the key
+    version: int
+    moved: str  # UTC, ISO 8601
+    id: str  # random: tells this move from an equal one of somebody else
+
+
+class Tombstone(Record):
+    """A retraction. The version's files stay; nobody is given them any more."""
+
+    format: Literal["sonoforge-tombstone-1"] = "sonoforge-tombstone-1"
+    dataset: str
+    version: int
+    reason: str
+    retracted: str  # UTC, ISO 8601
+    id: str
+
+
+class Lease(Record):
+    """What somebody relies on while it runs. Renewed until it ends; else it runs out, by the store's clock."""
+
+    format: Literal["sonoforge-lease-1"] = "sonoforge-lease-1"
+    id: str
+    holder: str  # "publish demo on HOST, process 4711"
+    keys: list[str]  # objects, or folders of them (ending in "/"), that must not be collected
+    expires: str  # UTC, ISO 8601, by the holder's clock: for people
+
+
+class Stored(Record):
+    """One object of a store as a listing shows it."""
+
+    key: str
+    bytes: int
+    modified: datetime  # with time zone
 
 
 @dataclass(frozen=True)
@@ -183,6 +249,29 @@ SYNTHETIC_SCHEMA = pa.schema(
     ]
 )
 """One planned synthetic sample: made, or failed with the reason."""
+
+SOURCE_SCHEMA = pa.schema([field for field in SCAN_SCHEMA if field.type != IMAGE])
+"""One real scan without its pixels: a row of `sources.parquet`, to which lineage ids point."""
+
+PIXEL_COLUMNS = ("image", "mask", "region", "background")
+"""Columns of a sample that hold a PNG, each optional but the first."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("file", pa.string()),  # "data/train-00000-of-00002.parquet"
+        *(
+            field
+            for name in PIXEL_COLUMNS
+            for field in (
+                pa.field(f"{name}_at", pa.int64()),  # where the PNG begins in that file; null where there is none
+                pa.field(f"{name}_bytes", pa.int32()),
+                pa.field(f"{name}_blake3", pa.binary(16)),  # of the PNG: `images.png_digest`
+            )
+        ),
+    ]
+)
+"""One kept sample: where its PNGs lie, byte for byte, so that one can be fetched without its neighbours."""
 
 LEDGER_FIELDS: list[tuple[str, pa.DataType]] = [("verdict", pa.string()), ("reasons", pa.list_(pa.string()))]
 """verdict: kept | rejected | failed."""

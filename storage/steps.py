@@ -3,21 +3,24 @@
 from storage import keys
 from storage.errors import CorruptFileError
 from storage.records import Ref
+from storage.sealed import read_sealed, seal
 from storage.store import Store
 
 
 def find(store: Store, step: str, key: str) -> Ref | None:
-    """What the step made under this key, None where it has not finished."""
+    """What the step made under this key, None where it has not finished.
+
+    Raises:
+        CorruptFileError: its reference is damaged, or of a sonoforge that did not seal it yet.
+    """
     where = keys.step_ref(step, key)
     try:
-        data = store.read(where)
+        return read_sealed(store, where, Ref)
     except FileNotFoundError:
         return None
-    try:
-        return Ref.model_validate_json(data)
-    except ValueError as error:
+    except CorruptFileError as error:
         raise CorruptFileError(
-            f"{store.uri(where)} is no step reference: delete it to have the step run again"
+            f"{store.uri(where)} is no whole step reference of this sonoforge: delete it to have the step run again"
         ) from error
 
 
@@ -31,7 +34,7 @@ def finish(store: Store, step: str, key: str, ref: Ref) -> Ref:
         CorruptFileError: the one that stands has other content, so the step is not deterministic.
     """
     where = keys.step_ref(step, key)
-    if store.create(where, ref.model_dump_json(indent=1).encode()):
+    if store.create(where, seal(ref)):
         return ref
     present = find(store, step, key)
     if present is None or present.sha256 != ref.sha256:

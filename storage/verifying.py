@@ -1,132 +1,203 @@
-"""Look for damage in a version: every digest, every row, every count."""
+"""Look for damage in a version: quickly, by what a listing says; or deeply, every byte, row and count."""
 
-import json
-from collections import Counter
+import itertools
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from storage import images
-from storage.errors import UnsafePathError
-from storage.pulling import files_for
-from storage.records import Manifest, ManifestFile
+from storage import keys, manifests, retractions
+from storage.checks.annotations import check_coco
+from storage.checks.documents import DOCUMENTS, check_document
+from storage.checks.notebook import Notebook
+from storage.checks.pictures import SplitPictures
+from storage.checks.problems import Problems
+from storage.checks.tars import SplitTars
+from storage.checks.thin import INDEX, METADATA, THIN, check_thin
+from storage.errors import CorruptFileError, StorageError
+from storage.records import SPLITS, Manifest, ManifestFile
 from storage.store import Store, scratch
 
 
-def verify(store: Store, manifest: Manifest) -> list[str]:
-    """Read a version whole, in bounded memory and one file at a time on this machine's disk.
+def verify(store: Store, manifest: Manifest, *, deep: bool = False) -> list[str]:
+    """Check a version, retracted or not.
 
-    Checked: sizes and digests of all files; that every image and mask of `data/` decodes, agrees with its own
-    digest and has the other's size; that rows, kept and planned samples and COCO annotations are as many as
-    declared; that no group is in two splits.
+    Quickly: the manifest in the store is sealed and this one; its digest covers its files; each file is there with
+    its size, all found by one listing.
+
+    Deeply, besides: every file has its sha256; every row of every table decodes; ids ascend; pictures agree with
+    their digests, their masks' shapes and their places in the index; the thin tables say the same as the rows; no
+    group, background, mask or other ancestor is in two splits; counts add up to the manifest's; COCO and WebDataset
+    hold the same images and masks; Croissant and provenance name the files' digests. Files are copied to scratch
+    disk, a few at a time: memory does not grow with the version.
+
+    Args:
+        store: where the version is.
+        manifest: the version.
+        deep: read all of it.
 
     Returns:
-        One line for each problem; nothing where all is well.
+        One line for each problem, at most some ten a file and a hundred in all; nothing where all is well.
     """
+    problems = Problems()
+    _check_manifest(store, manifest, problems)
+    sound = _present(store, manifest, problems)
+    if deep and not problems.about("manifest"):
+        _Deep(store, manifest, problems).check(sound)
+    return problems.lines()
+
+
+def _check_manifest(store: Store, manifest: Manifest, problems: Problems) -> None:
     try:
-        files_for(manifest, "parquet")
-    except UnsafePathError as error:
-        return [str(error)]
-    seen = _Seen()
-    with scratch() as folder:
-        for file in manifest.files:
-            local = Path(folder) / "file"
-            try:
-                sha256 = store.fetch(file.key, local)
-            except FileNotFoundError:
-                seen.problems.append(f"{file.path}: missing from the store")
-                continue
-            if sha256 != file.sha256:
-                seen.problems.append(f"{file.path}: sha256 is {sha256[:12]}…, expected {file.sha256[:12]}…")
-            elif file.path.endswith(".parquet"):
-                seen.parquet(file, local)
-            elif file.path.startswith("coco/"):
-                seen.coco(file, local)
-    return seen.problems + ([] if seen.problems else seen.disagreements(manifest))
+        keys.check_paths(file.path for file in manifest.files)
+        if manifests.read(store, manifest.dataset, manifest.version) != manifest:
+            problems.add("manifest", "differs from the one in the store")
+        retractions.find(store, manifest.dataset, manifest.version)
+    except FileNotFoundError:
+        problems.add("manifest", "missing from the store")
+    except StorageError as error:
+        problems.add("manifest", str(error))
+    if keys.content_digest((file.path, file.sha256) for file in manifest.files) != manifest.digest:
+        problems.add("manifest", "its digest is not that of its files")
+    rejected = sum(manifest.rejected.values())
+    if manifest.planned != manifest.kept + rejected + manifest.failed:
+        problems.add(
+            "counts",
+            f"{manifest.planned} planned, but {manifest.kept} kept, {rejected} rejected, {manifest.failed} failed",
+        )
 
 
-class _Seen:
-    """What has been counted so far."""
+def _present(store: Store, manifest: Manifest, problems: Problems) -> list[ManifestFile]:
+    """The files that are there with their size."""
+    wanted = {file.key for file in manifest.files}
+    found = {item.key: item.bytes for item in store.walk(f"{manifest.dataset}/objects") if item.key in wanted}
+    sound: list[ManifestFile] = []
+    for file in manifest.files:
+        if file.key not in found:
+            problems.add(file.path, "missing from the store")
+        elif found[file.key] != file.bytes:
+            problems.add(file.path, f"{found[file.key]} bytes, expected {file.bytes}")
+        else:
+            sound.append(file)
+    return sound
 
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self.rows: Counter[str] = Counter()  # by path without the shard: data, metadata.parquet, …
-        self.masks: Counter[str] = Counter()  # not blank, by split
-        self.annotations: dict[str, int] = {}
-        self.groups: dict[str, str] = {}
 
-    def parquet(self, file: ManifestFile, local: Path) -> None:
-        """Count the rows of a file, and decode those of `data/`."""
-        with_pixels = file.path.startswith("data/")
+class _Deep:
+    """One deep verification: fetches each file once and hands it to those who know its kind."""
+
+    def __init__(self, store: Store, manifest: Manifest, problems: Problems) -> None:
+        self._store, self._manifest, self._problems = store, manifest, problems
+        self._numbers = itertools.count()
+
+    def check(self, sound: list[ManifestFile]) -> None:
+        """Check the files that are there."""
+        data = [file for file in self._manifest.files if file.path.startswith("data/")]
+        names = {file.path for file in self._manifest.files}
+        for name in THIN if data or self._manifest.kept else ():
+            if name not in names:
+                self._problems.add(name, "is no file of this version: every version has one")
+        with scratch() as temporary, Notebook(Path(temporary) / "notebook.sqlite") as notebook:
+            folder = Path(temporary)
+            tables: dict[str, Path] = {}
+            for file in sound:
+                if file.path in THIN and (local := self._fetch(file, folder)) is not None:
+                    tables[file.path] = local
+            check_thin(tables, self._manifest, notebook, self._problems)
+            usable = {name: path for name, path in tables.items() if not self._problems.about(name)}
+            whole = self._check_data(data, sound, usable, notebook, folder)
+            tars = self._check_tars(sound, usable, whole, folder)
+            for file in sound:
+                if file.path not in THIN and file not in data and file not in tars:
+                    local = self._fetch(file, folder)
+                    if local is not None:
+                        self._check_other(file, local, whole, notebook)
+                        local.unlink()
+
+    def _check_data(
+        self,
+        data: list[ManifestFile],
+        sound: list[ManifestFile],
+        tables: dict[str, Path],
+        notebook: Notebook,
+        folder: Path,
+    ) -> set[str]:
+        """Check the data files split by split; the splits of which every file was read."""
+        whole: set[str] = set()
         rows = 0
-        try:
-            opened = pq.ParquetFile(local, page_checksum_verification=True)
-            columns = ["id", "image", "mask", "sha256", "group"] if with_pixels else None
-            for batch in opened.iter_batches(64, columns=columns):
-                rows += batch.num_rows
-                if with_pixels:
-                    self._rows(file, batch)
-        except (pa.ArrowException, OSError) as error:
-            self.problems.append(f"{file.path}: does not decode after {rows} rows: {error}")
-            return
-        if file.rows is not None and rows != file.rows:
-            self.problems.append(f"{file.path}: {rows} rows, {file.rows} declared")
-        self.rows["data" if with_pixels else file.path] += rows
+        known = [file for split in SPLITS for file in data if file.path.startswith(f"data/{split}-")]
+        for file in data:
+            if file not in known:
+                self._problems.add(file.path, f"belongs to no split: expected data/{'-… or data/'.join(SPLITS)}-…")
+        for split in SPLITS:
+            pictures = SplitPictures(split, tables, notebook, self._problems)
+            mine = sorted((file for file in known if file.path.startswith(f"data/{split}-")), key=lambda f: f.path)
+            for file in mine:
+                local = self._fetch(file, folder) if file in sound else None
+                if local is None:
+                    pictures.skip(file.rows or 0)
+                else:
+                    rows += self._check_rows(pictures, file, local)
+                    local.unlink()
+            if not any(self._problems.about(file.path) for file in mine):
+                whole.add(split)
+                pictures.finish()
+        if len(whole) == len(SPLITS) and rows != self._manifest.kept:
+            self._problems.add("data", f"{rows} rows, but the manifest counts {self._manifest.kept} samples as kept")
+        return whole
 
-    def _rows(self, file: ManifestFile, batch: pa.RecordBatch) -> None:
-        split = _split_of(file.path)
-        for row in batch.to_pylist():
-            try:
-                image = images.decode_grey(row["image"]["bytes"])
-                mask = None if row["mask"] is None else images.decode_mask(row["mask"]["bytes"])
-            except (OSError, ValueError, SyntaxError, TypeError) as error:
-                self.problems.append(f"{file.path}: row {row['id']} does not decode: {error}")
+    def _check_tars(
+        self, sound: list[ManifestFile], tables: dict[str, Path], whole: set[str], folder: Path
+    ) -> list[ManifestFile]:
+        """Check the WebDataset shards of splits whose rows are sound; those that were checked."""
+        checked: list[ManifestFile] = []
+        for split in SPLITS if METADATA in tables and INDEX in tables else ():
+            prefix = f"webdataset/{split}-"
+            listed = [file for file in self._manifest.files if file.path.startswith(prefix)]
+            if split not in whole or not listed or any(file not in sound for file in listed):
                 continue
-            if images.pixels_sha256(image) != row["sha256"]:
-                self.problems.append(f"{file.path}: row {row['id']}: pixels differ from their sha256")
-            if mask is not None and mask.shape != image.shape:
-                self.problems.append(f"{file.path}: row {row['id']}: image {image.shape}, mask {mask.shape}")
-            if mask is not None and bool(np.any(mask)):
-                self.masks[split] += 1
-            group = row["group"]
-            if group is not None and self.groups.setdefault(group, split) != split:
-                self.problems.append(f"{file.path}: group {group} is in {self.groups[group]} too")
+            tars = SplitTars(split, tables, self._problems)
+            for file in sorted(listed, key=lambda file: file.path):
+                local = self._fetch(file, folder)
+                if local is not None:
+                    tars.check(file.path, local, file.rows)
+                    local.unlink()
+                checked.append(file)
+            if not any(self._problems.about(file.path) for file in listed):
+                tars.finish(split)
+        return checked
 
-    def coco(self, file: ManifestFile, local: Path) -> None:
-        """Count the images and annotations of a COCO file."""
+    def _check_rows(self, pictures: SplitPictures, file: ManifestFile, local: Path) -> int:
         try:
-            content: dict[str, Any] = json.loads(local.read_bytes())
-            listed, self.annotations[_split_of(file.path)] = (
-                len(content["images"]),
-                len(content["annotations"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            self.problems.append(f"{file.path}: is no COCO file: {error}")
-            return
-        if file.rows is not None and listed != file.rows:
-            self.problems.append(f"{file.path}: {listed} images, {file.rows} declared")
+            rows = pictures.check(file.path, local)
+        except (ValueError, OSError, pa.ArrowException) as error:
+            self._problems.add(file.path, f"does not decode: {str(error).splitlines()[0]}")
+            return 0
+        if file.rows is not None and rows != file.rows:
+            self._problems.add(file.path, f"{rows} rows, {file.rows} declared")
+        return rows
 
-    def disagreements(self, manifest: Manifest) -> list[str]:
-        """Counts that do not agree with each other, or with the manifest."""
-        found: list[str] = []
-        if self.rows and self.rows["data"] != manifest.kept:
-            found.append(f"data: {self.rows['data']} rows, {manifest.kept} samples kept")
-        for path, expected in (("metadata.parquet", manifest.kept), ("ledger.parquet", manifest.planned)):
-            if path in self.rows and self.rows[path] != expected:
-                found.append(f"{path}: {self.rows[path]} rows, expected {expected}")
-        for split, count in sorted(self.annotations.items()):
-            if count != self.masks[split]:
-                found.append(f"coco/{split}.json: {count} annotations, {self.masks[split]} masks in Parquet")
-        return found
+    def _check_other(self, file: ManifestFile, local: Path, whole: set[str], notebook: Notebook) -> None:
+        """Check a file that is no table; one made from rows that could not all be read, by its sha256 alone."""
+        split = file.path.rsplit("/", 1)[-1].split(".")[0]
+        if file.path.startswith("coco/") and split in whole:
+            check_coco(file.path, local, notebook, self._problems)
+        elif file.path in DOCUMENTS:
+            check_document(file.path, local, self._manifest, self._problems)
 
-
-def _split_of(path: str) -> str:
-    """Split named by "data/train-00000-of-00002.parquet" or "coco/train.json".
-
-    >>> _split_of("data/train-00000-of-00002.parquet"), _split_of("coco/val.json")
-    ('train', 'val')
-    """
-    return path.rsplit("/", 1)[-1].split(".")[0].split("-")[0]
+    def _fetch(self, file: ManifestFile, folder: Path) -> Path | None:
+        """A copy of a file on this machine, None where it is damaged."""
+        local = folder / str(next(self._numbers))
+        try:
+            sha256 = self._store.fetch(file.key, local)
+            if sha256 != file.sha256:  # perhaps only on its way
+                sha256 = self._store.fetch(file.key, local)
+        except FileNotFoundError:
+            self._problems.add(file.path, "missing from the store")
+            return None
+        except CorruptFileError as error:  # it became shorter since it was listed
+            self._problems.add(file.path, str(error))
+            return None
+        if sha256 != file.sha256:
+            self._problems.add(file.path, f"sha256 is {sha256[:12]}…, expected {file.sha256[:12]}…")
+            local.unlink()
+            return None
+        return local

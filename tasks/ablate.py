@@ -11,6 +11,7 @@ from prefect import task
 from storage import keys
 from storage.records import Ref
 from storage.store import Store
+from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.quality import SET_SCORES, features, gain
 from tasks.quality.detector import Detection
@@ -39,7 +40,7 @@ def describe_variant(
     seed: int,
 ) -> Done:
     """Summarise a variant that was made up to its curation; the Ref is a `Row`."""
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         curation = Curation.model_validate_json(store.read(curated.key))
@@ -70,7 +71,7 @@ def describe_variant(
 @task(name="tabulate ablation")
 def tabulate(store_url: str, recipe: str, recipe_digest: str, rows: Sequence[Ref]) -> Done:
     """All variants in one table; the Ref is ablation.json, with ablation.md beside it."""
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         found = [Row.model_validate_json(store.read(ref.key)) for ref in rows]

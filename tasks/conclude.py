@@ -12,6 +12,7 @@ from prefect import task
 from storage import keys
 from storage.records import Record, Ref
 from storage.store import Store
+from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.ingest import kept_scans
 from tasks.quality import SET_SCORES, features, gain
@@ -55,7 +56,7 @@ def conclude(
     store_url: str, recipe: str, recipe_digest: str, answers: Sequence[Answers], params: StudyParams, seed: int
 ) -> Done:
     """Work out the numbers of all folds; the Ref is study.json, with study.md and answers.parquet beside it."""
-    store = Store(store_url)
+    store = open_store(store_url)
     seeds = max(len(refs) for refs in answers[0].segmented.values())
 
     def make(key: str) -> Ref:

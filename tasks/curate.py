@@ -12,7 +12,7 @@ from prefect import task
 
 from storage import keys
 from storage.records import LEDGER_FIELDS, Outcome, Ref, SetScore
-from storage.store import Store
+from tasks.connect import open_store
 from tasks.quality import SET_SCORES, curate, features
 from tasks.quality.curate import GateParams, Threshold
 from tasks.quality.detector import Detection
@@ -50,7 +50,7 @@ def curate_set(
     seed: int,
 ) -> Done:
     """Decide on every sample, then on the set; the Ref is a `Curation`."""
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         samples = pd.concat([store.open_table(ref.key).to_pandas() for ref in scores]).sort_values("id")

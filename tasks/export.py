@@ -1,9 +1,6 @@
 """Export: write the files of a version and publish them; or say why the set may not be published."""
 
-import platform
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,34 +8,28 @@ import pyarrow.parquet as pq
 import yaml
 from prefect import task
 
-from storage import keys
-from storage.images import decode_grey, decode_mask
-from storage.records import Manifest, Outcome, Record, Ref, sample_schema
-from storage.store import Store, scratch
+from storage import keys, retractions
+from storage.formats import FORMATS
+from storage.records import SOURCE_SCHEMA, Manifest, Outcome, Record, Ref, Written, parquet_options, sample_schema
+from storage.store import Store
 from storage.versions import About, manifest_uri, open_manifest, publish
-from tasks import report, sources
+from tasks import describe, illustrate, report
 from tasks.announce import announce_samples, announce_scores
+from tasks.connect import open_store
 from tasks.curate import Curation
-from tasks.formats import FORMATS, card
-from tasks.formats.card import Card
-from tasks.ingest import KeptScan, kept_scans
+from tasks.documents import licences
+from tasks.documents.facts import Ingredient
+from tasks.documents.licences import Combined, Licensed
+from tasks.illustrate import Row
+from tasks.ingest import KEPT
+from tasks.merge import merged, verdicts_of
 from tasks.report.grid import Example, contact_sheet
+from tasks.report.summary import summarize
 from tasks.reuse import Done, reuse
 
-ALGORITHM = 2
+ALGORITHM = 3
 STEP = "export"
 SHEET_COLUMNS = 6
-PACKAGES = (
-    "torch",
-    "diffusers",
-    "peft",
-    "transformers",
-    "monai",
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "pycocotools",
-)
 
 
 class GateError(ValueError):
@@ -46,13 +37,14 @@ class GateError(ValueError):
 
 
 class Facts(Record):
-    """What the flow knows of a dataset besides the steps' references."""
+    """What the flow knows of a dataset besides the steps' references; `made_from` are scans and base, with licences."""
 
     name: str
     description: str
     recipe: dict[str, object]
     recipe_digest: str
-    source: str
+    base: str
+    made_from: list[Licensed]
     formats: list[str]
     score_names: list[str]
 
@@ -75,39 +67,60 @@ class Published(Record):
 
 
 @task(name="export")
-def export(store_url: str, facts: Facts, scans: Ref, shards: Sequence[Ref], curated: Ref) -> Published:
+def export(
+    store_url: str,
+    facts: Facts,
+    scans: Ref,
+    shards: Sequence[Ref],
+    curated: Ref,
+    weights: Mapping[str, Ref],
+    made_by: Sequence[str] = (),
+) -> Published:
     """Publish the kept samples of `shards` as the next version of the dataset.
 
+    `weights` are what was trained for it, by the name that its provenance gives them. `made_by` are the folders of
+    all steps before, which the version keeps from garbage collection.
+
     Raises:
+        LicenceConflictError: the licences of what it is made from contradict each other.
+        RetractedError: this very set was published before, and retracted.
         GateError: the set misses the gate; its report is in the store, and nothing is published.
     """
-    store = Store(store_url)
+    store = open_store(store_url)
     curation = Curation.model_validate_json(store.read(curated.key))
     created = False
 
     def make(key: str) -> Ref:
         nonlocal created
-        kept = kept_scans(store, scans)
-        with scratch() as temporary:
-            folder = Path(temporary)
-            rows = _write_formats(store, facts, shards, curation, folder)
-            shown = _shown(store, shards, folder)
-            html = report.render(_report_facts(facts, curation, kept, shown))
-            sheet = _contact_sheet(kept, shown)
+        terms = licences.combine(facts.made_from)
+        with store.staging() as folder:
+            refused = illustrate.Watched(report.pick_rejected(lambda: verdicts_of(store, curation.table)))
+            rows = _rows(store, facts, terms, shards, curation)
+            written = _write_formats(facts, refused.passing(rows), folder)
+            written["sources.parquet"] = _write_sources(store, scans, folder)
+            kept, real = illustrate.kept_examples(folder), illustrate.real_examples(store, scans, SHEET_COLUMNS)
+            html = report.render(_report_facts(facts, curation, folder, kept, refused.rows, real.by_label))
+            sheet = _contact_sheet(real.first, kept)
             if curation.problems:
                 raise _refusal(store, key, facts, curation, html, sheet)
             (folder / "report.html").write_text(html)
             (folder / "samples.png").write_bytes(sheet)
-            manifest, created = publish(store, facts.name, folder, _about(facts, curation, scans, rows))
+            used = describe.ingredients(scans, facts.base, weights)
+            _write_documents(facts, curation, used, written, folder)
+            about = _about(facts, terms, curation, scans, written)
+            about = about.model_copy(update={"inputs": [*made_by, keys.step_folder(keys.step_ref(STEP, key))]})
+            manifest, created = publish(store, facts.name, folder, about)
         manifest_key = keys.manifest_key(manifest.dataset, manifest.version)
         return Ref(key=manifest_key, sha256=manifest.digest, rows=manifest.kept)
 
-    inputs = [scans.sha256, curated.sha256, *(shard.sha256 for shard in shards)]
+    trained = [f"{name}={ref.sha256}" for name, ref in sorted(weights.items())]
+    inputs = [scans.sha256, curated.sha256, *(shard.sha256 for shard in shards), *trained]
     done = reuse(store, STEP, ALGORITHM, facts, inputs, make)
     if not store.exists(done.ref.key):  # somebody removed the version, and left the step that made it
         store.delete(keys.step_ref(STEP, keys.step_key(STEP, ALGORITHM, facts, inputs)))
         done = reuse(store, STEP, ALGORITHM, facts, inputs, make)
     manifest = open_manifest(store, f"{facts.name}@{done.ref.key.split('/')[-2]}")
+    retractions.refuse(store, manifest)
     files = {file.path: file.key for file in manifest.files}
     announce_scores(facts.name, manifest.scores)
     announce_samples(facts.name, store.read(files["samples.png"]), files["samples.png"], files["report.html"])
@@ -130,64 +143,61 @@ def _summary(store: Store, manifest: Manifest, *, up_to_date: bool) -> Summary:
     return Summary(**shared, uri=manifest_uri(store, manifest), up_to_date=up_to_date)
 
 
-def _write_formats(
-    store: Store, facts: Facts, shards: Sequence[Ref], curation: Curation, folder: Path
-) -> dict[str, int]:
-    """Every format, the recipe and the card into `folder`; rows of each file."""
-    rows = FORMATS["parquet"].write(_rows(store, facts, shards, curation), folder)
+def _write_formats(facts: Facts, rows: Iterator[pa.RecordBatch], folder: Path) -> dict[str, Written]:
+    """Every format and the recipe into `folder`; what the formats wrote."""
+    written = FORMATS["parquet"].write(rows, folder)
     for name in facts.formats:
         if name != "parquet":
-            rows |= FORMATS[name].write(folder, folder)
+            written |= FORMATS[name].write(folder, folder)
     (folder / "recipe.yaml").write_text(_yaml(facts.recipe))
-    (folder / "README.md").write_text(card.render(_card(facts, curation, folder)))
-    return rows
+    return written
 
 
-def _rows(store: Store, facts: Facts, shards: Sequence[Ref], curation: Curation) -> Iterator[pa.RecordBatch]:
-    """All planned samples with scores and verdict, one batch of one shard in memory at a time."""
-    decided = {row["id"]: row for row in store.open_table(curation.table.key).to_pylist()}
-    schema = sample_schema(facts.score_names)
-    for shard in shards:
-        for batch in store.batches(shard.key):
-            merged: list[dict[str, object]] = []
-            for row in batch.to_pylist():
-                verdict = decided[row["id"]]
-                extra = {
-                    "recipe_digest": facts.recipe_digest,
-                    "licence": sources.SOURCES[facts.source].LICENCE,
-                }
-                merged.append({name: (row | verdict | extra)[name] for name in schema.names})
-            yield pa.RecordBatch.from_pylist(merged, schema=schema)
+def _write_documents(
+    facts: Facts, curation: Curation, used: Sequence[Ingredient], written: Mapping[str, Written], folder: Path
+) -> None:
+    """Card, scorecard, Croissant and provenance, about everything that is in `folder` by now."""
+    known = describe.gather(
+        folder,
+        dataset=facts.name,
+        description=facts.description,
+        recipe=facts.recipe,
+        recipe_digest=facts.recipe_digest,
+        formats=facts.formats,
+        score_names=facts.score_names,
+        made_from=facts.made_from,
+        used=used,
+        curation=curation,
+    )
+    describe.write(folder, known, written)
 
 
-def _shown(store: Store, shards: Sequence[Ref], folder: Path) -> pa.Table:
-    """Every planned sample without pixels, but for those that a report shows."""
-    rows = {row["id"]: row for row in pq.read_table(folder / "ledger.parquet").to_pylist()}
-    chosen = report.choose(pa.Table.from_pylist(list(rows.values())))
-    wanted = {*chosen.kept, *chosen.rejected}
-    for shard in shards:
-        for batch in store.batches(shard.key, ["id", "image", "mask", "region"]):
-            for row in batch.to_pylist():
-                pixels = row if row["id"] in wanted else dict.fromkeys(row)
-                rows[row["id"]] |= {**pixels, "id": row["id"]}
-    return pa.Table.from_pylist(list(rows.values()))
+def _rows(
+    store: Store, facts: Facts, terms: Combined, shards: Sequence[Ref], curation: Curation
+) -> Iterator[pa.RecordBatch]:
+    """All planned samples with scores and verdict."""
+    extra = {"recipe_digest": facts.recipe_digest, "licence": terms.name}
+    return merged(store, shards, curation.table, sample_schema(facts.score_names), extra)
 
 
-def _sources(facts: Facts) -> list[str]:
-    source = sources.SOURCES[facts.source]
-    return [f"{facts.source}: {source.LICENCE}. {source.CITATION}"]
+def _write_sources(store: Store, scans: Ref, folder: Path) -> Written:
+    """Every real scan that was kept, without its pictures: what the rows' background and mask ids point to."""
+    table = store.open_table(scans.key, SOURCE_SCHEMA.names).filter(KEPT).sort_by("id")
+    pq.write_table(table.combine_chunks(), folder / "sources.parquet", **parquet_options(table.schema))
+    return Written(rows=table.num_rows)
 
 
-def _real_examples(kept: Sequence[KeptScan]) -> list[Example]:
-    """Lesion scans of held-out groups, so that no picture beside the synthetic ones was trained on."""
-    return [
-        (scan.image, scan.mask, scan.label)
-        for scan in kept
-        if scan.split != "train" and scan.mask is not None and scan.mask.any()
-    ]
-
-
-def _report_facts(facts: Facts, curation: Curation, kept: Sequence[KeptScan], shown: pa.Table) -> report.Facts:
+def _report_facts(
+    facts: Facts,
+    curation: Curation,
+    folder: Path,
+    kept: Sequence[Row],
+    refused: Sequence[Row],
+    real: Sequence[Example],
+) -> report.Facts:
+    thresholds = {threshold.score: (threshold.min, threshold.max) for threshold in curation.thresholds}
+    rows = illustrate.thin(folder, "ledger.parquet", ["verdict", "reasons", *facts.score_names])
+    summary = summarize(rows, facts.score_names, thresholds)
     return report.Facts(
         title=facts.name,
         description=facts.description,
@@ -196,59 +206,33 @@ def _report_facts(facts: Facts, curation: Curation, kept: Sequence[KeptScan], sh
         failed=curation.failed,
         rejected=curation.rejected,
         scores=curation.scores,
-        rows=shown,
-        score_names=facts.score_names,
-        thresholds={threshold.score: (threshold.min, threshold.max) for threshold in curation.thresholds},
-        real=_real_examples(kept),
+        failures=summary.failures,
+        examples=kept,
+        refused=refused,
+        histograms=summary.histograms,
+        thresholds=thresholds,
+        real=real,
         gate=curation.problems,
-        sources=_sources(facts),
+        sources=describe.named(facts.made_from),
         recipe_yaml=_yaml(facts.recipe),
     )
 
 
-def _card(facts: Facts, curation: Curation, folder: Path) -> Card:
-    metadata = pq.read_table(folder / "metadata.parquet", columns=["split", "label"]).to_pylist()
-    samples: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in metadata:
-        samples[row["split"]][row["label"]] += 1
-    return Card(
-        dataset=facts.name,
-        description=facts.description,
-        samples=samples,
-        planned=curation.planned,
-        rejected=curation.rejected,
-        failed=curation.failed,
-        scores=curation.scores,
-        licences=[sources.SOURCES[facts.source].LICENCE],
-        sources=_sources(facts),
-        gate=curation.problems,
-        recipe_yaml=_yaml(facts.recipe),
-    )
-
-
-def _contact_sheet(kept: Sequence[KeptScan], shown: pa.Table) -> bytes:
-    rows = [row for row in shown.to_pylist() if row["verdict"] == "kept" and row["image"] is not None]
-    synthetic = [
-        (decode_grey(row["image"]["bytes"]), decode_mask(row["mask"]["bytes"]), row["label"])
-        for row in rows[: 3 * SHEET_COLUMNS]
-    ]
-    return contact_sheet(_real_examples(kept)[:SHEET_COLUMNS], synthetic, columns=SHEET_COLUMNS)
+def _contact_sheet(real: Sequence[Example], kept: Sequence[Row]) -> bytes:
+    """A row of real scans above the first rows of kept samples."""
+    first = sorted(kept, key=lambda row: row["id"])[: 3 * SHEET_COLUMNS]
+    return contact_sheet(real, [illustrate.example(row) for row in first], columns=SHEET_COLUMNS)
 
 
 def _yaml(recipe: Mapping[str, object]) -> str:
     return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def _about(facts: Facts, curation: Curation, scans: Ref, rows: Mapping[str, int]) -> About:
+def _about(facts: Facts, terms: Combined, curation: Curation, scans: Ref, written: Mapping[str, Written]) -> About:
     return About(
         **curation.model_dump(include=set(Outcome.model_fields)),
-        licences=[sources.SOURCES[facts.source].LICENCE],
+        licences=terms.names,
         recipe=facts.recipe,
-        provenance={
-            "recipe_digest": facts.recipe_digest,
-            "scans_sha256": scans.sha256,
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-        },
-        rows=dict(rows),
+        provenance={"recipe_digest": facts.recipe_digest, "scans_sha256": scans.sha256, **describe.packages()},
+        written=dict(written),
     )

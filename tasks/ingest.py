@@ -12,6 +12,7 @@ from storage.images import decode_grey, decode_mask
 from storage.records import Ref
 from storage.store import Store
 from tasks import sources, track
+from tasks.connect import open_store
 from tasks.imaging import Grey, Mask
 from tasks.reuse import Done, reuse
 from tasks.screening.screen import ScreenParams, to_table
@@ -26,7 +27,7 @@ KEPT = pc.field("verdict") == "kept"
 @task(name="ingest")
 def ingest(store_url: str, source: SourceParams, screen: ScreenParams, seed: int) -> Done:
     """Read `source`, set aside what cannot be used, split by group; the Ref is `scans.parquet`."""
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         scans = list(sources.read(source))

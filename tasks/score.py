@@ -13,6 +13,7 @@ from storage.images import decode_grey, decode_mask
 from storage.records import Ref
 from storage.store import Store
 from tasks import track
+from tasks.connect import open_store
 from tasks.ingest import kept_scans
 from tasks.quality import IMAGE_SCORES, Evidence, detector, features
 from tasks.quality.judge import Pictures
@@ -32,7 +33,7 @@ def score_shard(
     store_url: str, shard: Ref, scans: Ref, judges: Mapping[str, Ref], names: Sequence[str], seed: int
 ) -> Done:
     """Score one shard of synthetic samples; the Ref is a table: id, label, group, failure, features, scores."""
-    store = Store(store_url)
+    store = open_store(store_url)
     extractor = features.load(EXTRACTOR)
 
     def make(key: str) -> Ref:
@@ -68,7 +69,7 @@ def describe_real(
     seed: int,
 ) -> Done:
     """Score the real scans of `labels` in the same way, for floors and quantiles; the Ref is a like table."""
-    store = Store(store_url)
+    store = open_store(store_url)
     extractor = features.load(EXTRACTOR)
 
     def make(key: str) -> Ref:
@@ -98,7 +99,7 @@ def detect_synthetic(
     The Ref is a table: side (real, synthetic, and floor a, floor b: the same detector between two halves of the
     real images that share no group), id, group, probability, fold.
     """
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         kept = [scan for scan in kept_scans(store, scans) if scan.split == "train" and scan.label in labels]

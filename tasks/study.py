@@ -13,6 +13,7 @@ from storage import keys
 from storage.records import Record, Ref
 from storage.store import Store
 from tasks import track
+from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.ingest import KeptScan, kept_scans
 from tasks.quality import classifier, copies, detector, unet
@@ -81,7 +82,7 @@ class Fold(Record):
 def segment(store_url: str, fold: Fold, arm: Arm, params: UNetParams, seed: int) -> Done:
     """Train the U-Net of an arm; the Ref is a table of the test lesions: id, group, label and, in pixels, hit (drawn
     and true), drawn, truth."""
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         kept = kept_scans(store, fold.scans)
@@ -106,7 +107,7 @@ def segment(store_url: str, fold: Fold, arm: Arm, params: UNetParams, seed: int)
 def classify(store_url: str, fold: Fold, arm: Arm, params: ClassifierParams, seed: int) -> Done:
     """Train the classifier of an arm; the Ref is a table of the test lesions: id, group, label, probability (of the
     label that sorts last, `malignant`), positive (whether it is that). It is blank unless there are two labels."""
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         kept = kept_scans(store, fold.scans)
@@ -140,7 +141,7 @@ def detect(store_url: str, fold: Fold, what: str, params: DetectorParams, seed: 
     The Ref is a table: side (real, synthetic), id, group, probability of being synthetic, fold of the detector.
     It is blank where there are fewer than two images a side.
     """
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         kept = kept_scans(store, fold.scans)
@@ -181,7 +182,7 @@ def detect(store_url: str, fold: Fold, what: str, params: DetectorParams, seed: 
 def find_copies(store_url: str, fold: Fold) -> Done:
     """Nearest training lesion of every kept and every held-out real lesion; the Ref is a table: side (synthetic,
     real), id, group, similarity, nearest (id), is_copy: more alike than 95 % of the held-out real ones are."""
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         kept = kept_scans(store, fold.scans)

@@ -14,6 +14,7 @@ from storage.records import LINEAGE_FIELDS, SYNTHETIC_SCHEMA, Record, Ref
 from storage.store import Store
 from tasks import plan as planning
 from tasks import synthesis, track
+from tasks.connect import open_store
 from tasks.ingest import KeptScan, kept_scans
 from tasks.quality import critic as critics
 from tasks.reuse import Done, reuse
@@ -86,7 +87,7 @@ def synthesize_shard(
     store_url: str, scans: Ref, generator: Generator, plan: planning.Plan, seed: int, first: int, last: int
 ) -> Done:
     """Make samples `first` to `last` of the plan; the Ref is a Parquet shard, a row for each, made or failed."""
-    store = Store(store_url)
+    store = open_store(store_url)
 
     def make(key: str) -> Ref:
         kept = kept_scans(store, scans)

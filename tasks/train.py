@@ -17,6 +17,7 @@ from storage.records import Record, Ref
 from storage.store import Store
 from tasks import plan as planning
 from tasks import track
+from tasks.connect import open_store
 from tasks.ingest import KeptScan, kept_scans
 from tasks.quality import classifier, critic, segmenter
 from tasks.quality.classifier import Params as ClassifierParams
@@ -120,7 +121,7 @@ class StoredSamples:
 @task(name="train adapter", task_run_name="train adapter {label}")
 def train_adapter(store_url: str, scans: Ref, base: str, params: LoraParams, label: str, seed: int) -> Done:
     """Fine-tune a LoRA adapter on the training scans of `label`; the Ref is its safetensors file."""
-    store = Store(store_url)
+    store = open_store(store_url)
     step = f"train adapter {label}"
     digest = bases.digest(bases.locate(base))
 
@@ -146,7 +147,7 @@ def train_harmonizer(
 
     It learns from training scans with spoiled lesion borders. The Ref has no rows where the recipe trains none.
     """
-    store = Store(store_url)
+    store = open_store(store_url)
     digest = bases.digest(bases.locate(base))
 
     def make(key: str) -> Ref:
@@ -172,7 +173,7 @@ def train_harmonizer(
 @task(name="train judge", task_run_name="train {name}")
 def train_judge(store_url: str, scans: Ref, name: JudgeName, params: JudgesParams, seed: int) -> Done:
     """Train the classifier or the segmenter on the training split; the Ref is its safetensors file."""
-    store = Store(store_url)
+    store = open_store(store_url)
     step = f"train-{name}"
     own = params.classifier if name == "classifier" else params.segmenter
 
@@ -198,7 +199,7 @@ def train_critic(store_url: str, scans: Ref, generator: Generator, seed: int, pa
     Both come from the training split: the stages run, without a critic, into its healthy scans. The Ref has no
     rows where the recipe trains no critic, or no stage would ask it.
     """
-    store = Store(store_url)
+    store = open_store(store_url)
     # Nobody chooses here, so one critic serves every number of candidates.
     stages = [
         stage.model_copy(update={"candidates": 1}) if stage.stage == "lesion" else stage for stage in generator.stages

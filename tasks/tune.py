@@ -9,8 +9,8 @@ from prefect import task
 
 from storage import keys
 from storage.records import Ref
-from storage.store import Store
 from tasks import track
+from tasks.connect import open_store
 from tasks.ingest import kept_scans
 from tasks.reuse import Done, reuse
 from tasks.synthesis.diffusion import base as bases
@@ -28,7 +28,7 @@ def tune_decoder(store_url: str, scans: Ref, base: str, params: DecoderParams | 
 
     The Ref has no rows where the recipe tunes none.
     """
-    store = Store(store_url)
+    store = open_store(store_url)
     digest = bases.digest(bases.locate(base))
 
     def make(key: str) -> Ref:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.fixtures import ceph_server, moto_server, s3_endpoint, shared_folder
+
+__all__ = ["ceph_server", "moto_server", "prefect_server", "s3_endpoint", "shared_folder"]
+
 _HOME = tempfile.mkdtemp(prefix="sonoforge-tests-")
 # Before Prefect is imported anywhere: its settings are read once.
 os.environ["PREFECT_HOME"] = _HOME

@@ -1,21 +1,18 @@
 """The web page of a version: one HTML file that needs nothing else. No date: same facts, same bytes."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
-import pyarrow as pa
 
 from storage.images import decode_grey, decode_mask
 from storage.records import SetScore
 from tasks.imaging import Grey, Mask
 from tasks.report import charts
 from tasks.report.pictures import Picture, picture
-
-T = TypeVar("T")
+from tasks.report.summary import Batches, Bins, Limits, cause, spread
 
 PER_LABEL = 8
 """Pictures shown of each label, real and synthetic."""
@@ -34,10 +31,12 @@ class Facts:
         planned, kept, failed: samples.
         rejected: samples by reason, each counted once.
         scores: of the set of kept samples.
-        rows: every planned sample, `records.sample_schema(…)`. Images may be null except those of `choose`.
-        score_names: columns of `rows` that hold per-image scores.
-        thresholds: (least, most) that a score may be, None where there is no limit.
-        real: real examples: image, mask, label.
+        failures: failed samples by reason.
+        examples: kept rows that the page shows, with their pictures, by label.
+        refused: rejected rows that the page shows, with their pictures.
+        histograms: spread of every per-image score, by its name, which is a column of the rows.
+        thresholds: what a score may be.
+        real: real examples that the page shows: image, mask, label.
         gate: what the set gate found wrong; empty where it is met.
         sources: one line each: name, licence, citation.
         recipe_yaml: the recipe.
@@ -50,38 +49,39 @@ class Facts:
     rejected: Mapping[str, int]
     failed: int
     scores: Sequence[SetScore]
-    rows: pa.Table
-    score_names: Sequence[str]
-    thresholds: Mapping[str, tuple[float | None, float | None]]
+    failures: Mapping[str, int]
+    examples: Sequence[Mapping[str, Any]]
+    refused: Sequence[Mapping[str, Any]]
+    histograms: Mapping[str, Bins]
+    thresholds: Mapping[str, Limits]
     real: Sequence[tuple[Grey, Mask | None, str]]
     gate: Sequence[str]
     sources: Sequence[str]
     recipe_yaml: str
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Ids of the samples whose pictures a report shows."""
+def pick_kept(rows: Batches) -> list[str]:
+    """Ids of the kept samples to show: of each label, evenly spaced. Needs `id`, `label` and `verdict`."""
 
-    kept: list[str]
-    rejected: list[str]
+    def labelled() -> Iterator[tuple[str, str]]:
+        for batch in rows():
+            for row in batch.select(["id", "label", "verdict"]).to_pylist():
+                if row["verdict"] == "kept":
+                    yield row["label"], row["id"]
+
+    return spread(labelled, lambda labels: PER_LABEL)
 
 
-def choose(rows: pa.Table) -> Shown:
-    """The samples to show: of each label, and of each first reason, evenly spaced over the ids.
+def pick_rejected(rows: Batches) -> list[str]:
+    """Ids of the rejected samples to show: of each cause, evenly spaced. Needs `id`, `verdict` and `reasons`."""
 
-    Args:
-        rows: needs only `id`, `label`, `verdict` and `reasons`.
-    """
-    thin = rows.select(["id", "label", "verdict", "reasons"]).sort_by("id").to_pylist()
-    kept = [row for row in thin if row["verdict"] == "kept"]
-    rejected = [row for row in thin if row["verdict"] == "rejected"]
-    by_reason = _grouped(rejected, [_cause(row["reasons"]) for row in rejected])
-    each = max(1, REJECTED // max(1, len(by_reason)))
-    return Shown(
-        kept=[id for ids in _grouped(kept, [row["label"] for row in kept]).values() for id in _spread(ids, PER_LABEL)],
-        rejected=[id for ids in by_reason.values() for id in _spread(ids, each)][:REJECTED],
-    )
+    def caused() -> Iterator[tuple[str, str]]:
+        for batch in rows():
+            for row in batch.select(["id", "verdict", "reasons"]).to_pylist():
+                if row["verdict"] == "rejected":
+                    yield cause(row["reasons"]), row["id"]
+
+    return spread(caused, lambda causes: max(1, REJECTED // max(1, causes)))[:REJECTED]
 
 
 def render(facts: Facts) -> str:
@@ -94,19 +94,19 @@ def render(facts: Facts) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = charts.number
-    shown = choose(facts.rows)
-    rows = {row["id"]: row for row in _only(facts.rows, {*shown.kept, *shown.rejected})}
-    reasons = Counter(reason for row in _failed(facts.rows) for reason in row["reasons"] or ["no reason given"])
     return environment.get_template("report.html.j2").render(
         facts=facts,
         counts=charts.shares({"kept": facts.kept, "rejected": sum(facts.rejected.values()), "failed": facts.failed}),
         rejected=sorted(facts.rejected.items(), key=lambda item: (-item[1], item[0])),
-        failures=sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
+        failures=sorted(facts.failures.items(), key=lambda item: (-item[1], item[0])),
         scores=[(score, charts.interval(score)) for score in facts.scores],
-        labels=_side_by_side(facts.real, [rows[id] for id in shown.kept]),
-        refused=[_pictured(rows[id]) for id in shown.rejected],
-        histograms=[(name, _histogram(facts, name)) for name in facts.score_names],
-        lineage=[rows[id] for id in shown.kept],
+        labels=_side_by_side(facts.real, facts.examples),
+        refused=[_pictured(row) for row in facts.refused],
+        histograms=[
+            (name, charts.histogram(name, bins, *facts.thresholds.get(name, (None, None))))
+            for name, bins in facts.histograms.items()
+        ],
+        lineage=facts.examples,
     )
 
 
@@ -120,58 +120,19 @@ class _Row:
 
 
 def _side_by_side(
-    real: Sequence[tuple[Grey, Mask | None, str]], kept: list[dict[str, Any]]
+    real: Sequence[tuple[Grey, Mask | None, str]], kept: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, list[Picture], list[_Row]]]:
     labels = sorted({label for _, _, label in real} | {row["label"] for row in kept})
     sides: list[tuple[str, list[Picture], list[_Row]]] = []
     for label in labels:
-        examples = [(image, mask) for image, mask, name in real if name == label]
-        pictures = [picture(image, mask) for image, mask in _spread(examples, PER_LABEL)]
+        pictures = [picture(image, mask) for image, mask, name in real if name == label]
         sides.append((label, pictures, [_pictured(row) for row in kept if row["label"] == label]))
     return sides
 
 
-def _pictured(row: dict[str, Any]) -> _Row:
+def _pictured(row: Mapping[str, Any]) -> _Row:
     image, mask = row["image"], row["mask"]
     if image is None or image["bytes"] is None:
-        raise ValueError(f"the report shows {row['id']}, whose image was left out: keep those that choose() names")
+        raise ValueError(f"the report shows {row['id']}, whose image was left out")
     drawn = None if mask is None or mask["bytes"] is None else decode_mask(mask["bytes"])
     return _Row(row["id"], picture(decode_grey(image["bytes"]), drawn), row["reasons"] or [])
-
-
-def _histogram(facts: Facts, name: str) -> charts.Markup:
-    table = facts.rows.select([name, "verdict"]).to_pydict()
-    pairs = [(v, verdict) for v, verdict in zip(table[name], table["verdict"], strict=True) if v is not None and v == v]
-    least, most = facts.thresholds.get(name, (None, None))
-    kept = [value for value, verdict in pairs if verdict == "kept"]
-    rejected = [value for value, verdict in pairs if verdict == "rejected"]
-    return charts.histogram(name, kept, rejected, least, most)
-
-
-def _only(rows: pa.Table, ids: set[str]) -> list[dict[str, Any]]:
-    places = [place for place, id in enumerate(rows.column("id").to_pylist()) if id in ids]
-    return rows.take(pa.array(places, pa.int64())).to_pylist()
-
-
-def _failed(rows: pa.Table) -> list[dict[str, Any]]:
-    thin = rows.select(["verdict", "reasons"])
-    return [row for row in thin.to_pylist() if row["verdict"] == "failed"]
-
-
-def _grouped(rows: list[dict[str, Any]], groups: list[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for row, group in sorted(zip(rows, groups, strict=True), key=lambda pair: (pair[1], pair[0]["id"])):
-        found.setdefault(group, []).append(row["id"])
-    return found
-
-
-def _cause(reasons: list[str] | None) -> str:
-    """What a reason is about, without its numbers: the first word."""
-    return reasons[0].split(" ")[0] if reasons else ""
-
-
-def _spread(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` items, evenly spaced, the first among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[index * len(items) // most] for index in range(most)]

@@ -1,14 +1,13 @@
 """Small charts as inline SVG, coloured by the page's own CSS classes so that they follow light and dark."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 from markupsafe import Markup, escape
 
 from storage.records import SetScore
+from tasks.report.summary import BINS, Bins
 
-_BINS = 24
 _W, _H = 320, 120  # histogram's plot area; its text lies below
 _SPAN_W, _SPAN_H = 160, 24
 
@@ -24,35 +23,31 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def histogram(
-    name: str, kept: Sequence[float], rejected: Sequence[float], least: float | None, most: float | None
-) -> Markup:
+def histogram(name: str, bins: Bins, least: float | None, most: float | None) -> Markup:
     """Kept and rejected samples by score, stacked, with the thresholds as dashed lines."""
-    values = [*kept, *rejected]
-    if not values:
+    if not any(bins.kept) and not any(bins.rejected):
         return Markup('<p class="quiet">no sample has this score</p>')
-    limits = [limit for limit in (least, most) if limit is not None]
-    low, high = min([*values, *limits]), max([*values, *limits])
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    counts = [np.histogram(part, _BINS, (low, high))[0] for part in (kept, rejected)]
-    tallest = max(1, int((counts[0] + counts[1]).max()))
-    step = _W / _BINS
+    low, high = bins.low, bins.high
+    counts = (bins.kept, bins.rejected)
+    tallest = max(map(sum, zip(*counts, strict=True)))
+    step = _W / BINS
     bars: list[str] = []
-    for index in range(_BINS):
+    for index in range(BINS):
         base = float(_H)
         for count, kind in zip((counts[0][index], counts[1][index]), ("kept", "rejected"), strict=True):
             if count:
-                height = _H * int(count) / tallest
+                height = _H * count / tallest
                 base -= height
                 bars.append(
                     f'<rect class="{kind}" x="{index * step + 0.5:.2f}" y="{base:.2f}" '
                     f'width="{step - 1:.2f}" height="{height:.2f}"/>'
                 )
-    for limit in limits:
+    for limit in (least, most):
+        if limit is None:
+            continue
         x = (limit - low) / (high - low) * _W
         bars.append(f'<line class="limit" x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="{_H}"/>')
-    words = f"{name}: {len(kept)} kept, {len(rejected)} rejected, from {number(low)} to {number(high)}"
+    words = f"{name}: {sum(bins.kept)} kept, {sum(bins.rejected)} rejected, from {number(low)} to {number(high)}"
     return Markup(
         f'<svg class="histogram" viewBox="-1 -2 {_W + 2} {_H + 20}" role="img" aria-label="{escape(words)}">'
         f'{"".join(bars)}<line class="axis" x1="0" x2="{_W}" y1="{_H}" y2="{_H}"/>'

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ from pycocotools.coco import COCO
 
 from flows.build_dataset import BuildResult, build_dataset
 from flows.recipe import Recipe, parse
-from storage.backends import LocalFolder
-from storage.errors import StoreFullError
+from storage import folder, keys
+from storage.errors import RetractedError, StoreFullError
+from storage.garbage import collect
 from storage.images import decode_grey, decode_mask
+from storage.pulling import pull
+from storage.retractions import retract
 from storage.store import Store
-from storage.versions import list_versions, open_manifest, pull, verify
+from storage.verifying import verify
+from storage.versions import list_versions, open_manifest
 from tasks.export import GateError
 from tests.fakes.base import make_base
 
@@ -86,8 +91,22 @@ def test_counts_add_up_and_the_version_is_whole(built: tuple[Path, BuildResult])
     assert result.planned == 12 == result.kept + sum(result.rejected.values()) + result.failed
     assert (result.version, result.up_to_date) == (1, False)
     store = Store(str(root))
-    assert verify(store, open_manifest(store, "tiny@latest")) == []
+    assert verify(store, open_manifest(store, "tiny@latest"), deep=True) == []
     assert Path(result.uri).is_file()
+
+
+def test_a_version_keeps_every_step_it_was_made_from_retracted_or_not(copied: Path, tiny: dict[str, Any]) -> None:
+    store, tomorrow = Store(str(copied)), datetime.now(UTC) + timedelta(days=1, hours=1)
+    steps = {keys.step_folder(key) for key in store.list(keys.BUILDS) if key.endswith("/ref.json")}
+    assert set(open_manifest(store, "tiny").inputs) == steps
+    assert store.list(keys.LEASES) == []
+    gone: list[str] = []
+    collect(store, builds=True, now=tomorrow, each=lambda item: gone.append(keys.step_folder(item.key)))
+    retract(store, open_manifest(store, "tiny"), "wrong masks")
+    collect(store, builds=True, now=tomorrow, each=lambda item: gone.append(keys.step_folder(item.key)))
+    assert {folder.split("/")[1] for folder in gone} == {"latents"}  # a cache
+    with pytest.raises(RetractedError, match="wrong masks"):
+        build_dataset(recipe=parse(tiny), store=str(copied))
 
 
 def test_a_second_build_is_up_to_date_and_makes_nothing(copied: Path, tiny: dict[str, Any], built: Any) -> None:
@@ -178,7 +197,7 @@ def test_synthetic_backgrounds_are_drawn_kept_and_declared(tiny: dict[str, Any],
     store = Store(str(tmp_path / "store"))
     result = build_dataset(recipe=parse(drawn), store=store.url)
     assert result.failed < 4
-    pull(store, open_manifest(store, "tiny"), tmp_path / "tiny", "parquet")
+    pull(store, open_manifest(store, "tiny"), tmp_path / "tiny")
     frame = pd.concat(pd.read_parquet(file) for file in (tmp_path / "tiny" / "data").glob("*.parquet"))
     scans = {
         row["id"]: decode_grey(row["image"]["bytes"])
@@ -203,7 +222,7 @@ def test_synthetic_backgrounds_are_drawn_kept_and_declared(tiny: dict[str, Any],
 def test_every_planned_sample_is_a_row_of_the_ledger(built: tuple[Path, BuildResult], tmp_path: Path) -> None:
     root, result = built
     store = Store(str(root))
-    pull(store, open_manifest(store, "tiny"), tmp_path / "tiny", "parquet")
+    pull(store, open_manifest(store, "tiny"), tmp_path / "tiny")
     ledger = pd.read_parquet(tmp_path / "tiny" / "ledger.parquet")
     assert len(ledger) == result.planned
     verdicts = Counter(ledger["verdict"])
@@ -218,8 +237,8 @@ def test_everyone_reads_the_version_with_their_own_tools(built: tuple[Path, Buil
     root, result = built
     store = Store(str(root))
     manifest = open_manifest(store, "tiny@1")
-    pull(store, manifest, tmp_path / "parquet", "parquet")
-    pull(store, manifest, tmp_path / "coco", "coco")
+    pull(store, manifest, tmp_path / "parquet", format="parquet")
+    pull(store, manifest, tmp_path / "coco", format="coco")
     pattern = str(tmp_path / "parquet" / "data" / "*.parquet")
 
     frame = pd.concat(pd.read_parquet(file) for file in sorted((tmp_path / "parquet" / "data").glob("*.parquet")))
@@ -328,7 +347,7 @@ def test_two_builds_of_one_recipe_at_once_make_one_version(tiny: dict[str, Any],
     running = [start(recipe, store) for _ in range(2)]
     results = [finish(process, store) for process in running]
     assert {result.digest for result in results} == {built[1].digest}
-    assert len(list_versions(Store(str(store)))) == 1
+    assert len(list(list_versions(Store(str(store))))) == 1
 
 
 def test_recipe_files_of_the_version_rebuild_it(built: tuple[Path, BuildResult], tiny: dict[str, Any]) -> None:
@@ -339,8 +358,8 @@ def test_recipe_files_of_the_version_rebuild_it(built: tuple[Path, BuildResult],
 def test_a_full_disk_leaves_nothing_half_published_and_the_next_build_goes_on(
     tiny: dict[str, Any], built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, room = tmp_path / "store", 6
-    write = LocalFolder._write
+    store, room = tmp_path / "store", 12
+    write = folder._write
 
     def write_while_there_is_room(path: Path, data: bytes) -> None:
         nonlocal room
@@ -349,11 +368,11 @@ def test_a_full_disk_leaves_nothing_half_published_and_the_next_build_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(LocalFolder, "_write", staticmethod(write_while_there_is_room))
+    monkeypatch.setattr(folder, "_write", write_while_there_is_room)
     with pytest.raises(StoreFullError, match="space"):
         build_dataset(recipe=parse(tiny), store=str(store))
     monkeypatch.undo()
-    assert list_versions(Store(str(store))) == []
+    assert list(list_versions(Store(str(store)))) == []
     result = build_dataset(recipe=parse(tiny), store=str(store))
     assert result.digest == built[1].digest
     assert result.reused
@@ -365,7 +384,7 @@ def test_a_base_without_a_unet_is_refused_before_anything_is_published(tiny: dic
     shutil.rmtree(broken / "unet")
     with pytest.raises(ValueError, match="unet"):
         build_dataset(recipe=parse(tiny | {"base": str(broken)}), store=str(tmp_path / "store"))
-    assert list_versions(Store(str(tmp_path / "store"))) == []
+    assert list(list_versions(Store(str(tmp_path / "store")))) == []
 
 
 def test_a_source_that_is_not_there_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -378,3 +397,17 @@ def test_a_source_without_healthy_scans_says_so(tiny: dict[str, Any], tmp_path: 
     sick = tiny | {"source": {"dataset": "phantom", "count": 30, "px": 64, "normal": 0.0, "malignant": 0.5}}
     with pytest.raises(ValueError, match="no normal scan in the training split"):
         build_dataset(recipe=parse(sick), store=str(tmp_path / "store"))
+
+
+def test_documents_are_about_every_file_and_name_all_that_rows_descend_from(built: tuple[Path, BuildResult]) -> None:
+    store = Store(str(built[0]))
+    files = {file.path: file for file in open_manifest(store, "tiny").files}
+    statement = json.loads(store.read(files["provenance.json"].key))
+    subjects = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
+    assert subjects == {path: file.sha256 for path, file in files.items() if path != "provenance.json"}
+    listed = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    named = {one["digest"]["sha256"]: one["name"] for one in listed if "digest" in one}
+    for row in store.open_table(files["metadata.parquet"].key).to_pylist():
+        found = [named[row[f"{part}_digest"]] for part in ("base", "decoder", "harmonizer", "adapter")]
+        assert found == ["base", "decoder", "harmonizer", f"adapter/{row['label']}"]
+        assert row["licence"] == "Apache-2.0 AND other: not stated"  # the tiny base states none

@@ -57,7 +57,9 @@ def test_what_has_no_canonical_json_is_refused() -> None:
         keys.canonical_json({"a": object()})
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../a", "A", "builds", "-a", ".a", "a" * 101, "a@1", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "../a", "A", "builds", "leases", "collecting", "-a", ".a", "a" * 101, "a@1", "a\n"]
+)
 def test_names_that_cannot_be_datasets_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="cannot name a dataset"):
         keys.check_name(name)
@@ -76,7 +78,25 @@ def test_objects_are_named_by_a_digest_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/a", "../a", "a/../b", "a//b", "a/.", "C:/a", "a\\b", "a\0b", " a", "a /b", "a?"]
+    "path",
+    [
+        "",
+        "/a",
+        "../a",
+        "a/../b",
+        "a//b",
+        "a/.",
+        "C:/a",
+        "a\\b",
+        "a\0b",
+        " a",
+        "a /b",
+        "a?",
+        "a.",
+        "a/NUL",
+        "con.txt",
+        "lpt1",
+    ],
 )
 def test_paths_that_could_leave_their_folder_are_refused(path: str) -> None:
     with pytest.raises(UnsafePathError, match="could leave its folder"):
@@ -86,8 +106,21 @@ def test_paths_that_could_leave_their_folder_are_refused(path: str) -> None:
 @given(st.lists(st.text("ab._-", min_size=1, max_size=4), min_size=1, max_size=4))
 def test_a_safe_path_never_climbs(parts: list[str]) -> None:
     path = "/".join(parts)
-    if any(part in (".", "..") for part in parts):
+    if any(part.endswith(".") for part in parts):
         with pytest.raises(UnsafePathError):
             keys.safe_path(path)
     else:
         assert keys.safe_path(path) == path
+
+
+def test_only_keys_of_contents_are_known_as_objects() -> None:
+    key = keys.object_key("demo", "a" * 64, ".parquet")
+    assert keys.is_object(key)
+    assert keys.is_object(keys.object_key("demo", "a" * 64))
+    for other in (key + "/x", key + ".part", key.replace("objects", "versions"), "demo/objects/notes.txt", "a" * 64):
+        assert not keys.is_object(other)
+
+
+def test_the_folder_of_a_step_holds_all_its_files() -> None:
+    for name in ("ref.json", "checkpoints/100.safetensors"):
+        assert keys.step_folder(keys.step_file("train", "ab", name)) == "builds/train/ab"

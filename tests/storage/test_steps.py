@@ -26,7 +26,8 @@ def test_a_step_that_makes_something_else_the_second_time_is_caught(store: Store
         steps.finish(store, "score", "k", Ref(key="a", sha256="two"))
 
 
-def test_a_reference_that_is_not_json_says_what_to_do(store: Store) -> None:
-    store.put(keys.step_ref("score", "k"), b"{torn")
-    with pytest.raises(CorruptFileError, match="delete it to have the step run again"):
+@pytest.mark.parametrize("data", [b"{torn", Ref(key="a", sha256="unsealed").model_dump_json().encode()])
+def test_a_reference_that_is_damaged_or_not_sealed_says_what_to_do(store: Store, data: bytes) -> None:
+    store.put(keys.step_ref("score", "k"), data)
+    with pytest.raises(CorruptFileError, match=r"score/k/ref\.json .* delete it to have the step run again"):
         steps.find(store, "score", "k")

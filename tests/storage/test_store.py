@@ -1,6 +1,11 @@
 import errno
+import hashlib
 import os
+import pickle
+import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +13,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from storage.backends import RemoteFolder
 from storage.errors import (
     CorruptFileError,
     ExclusiveCreateError,
@@ -86,6 +92,91 @@ def test_files_of_several_chunks_arrive_whole(store: Store, tmp_path: Path) -> N
     assert len(counted) > 1
 
 
+def test_an_empty_file_arrives_and_comes_back(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    store.put_file("empty", tmp_path / "empty")
+    assert store.size("empty") == 0
+    assert store.read("empty") == b""
+    assert list(store.ranges("empty", [])) == []
+    for size in (None, 0):
+        assert store.fetch("empty", tmp_path / f"back{size}", size=size) == hashlib.sha256().hexdigest()
+        assert (tmp_path / f"back{size}").read_bytes() == b""
+
+
+def test_a_create_that_finds_its_own_bytes_has_won(store: Store) -> None:
+    assert store.create("key", b"mine")
+    assert store.create("key", b"mine")
+    assert not store.create("key", b"theirs")
+
+
+def test_walk_gives_sizes_and_times(store: Store) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    for index in range(5):
+        store.put(f"a/{index}/x", b"x" * index if index else b"")
+    store.put("b", b"1")
+    found = {stored.key: stored for stored in store.walk("a")}
+    assert {key: stored.bytes for key, stored in found.items()} == {f"a/{index}/x": index for index in range(5)}
+    assert all(before < stored.modified < datetime.now(UTC) + timedelta(minutes=1) for stored in found.values())
+    assert {stored.key for stored in store.walk()} == {*found, "b"}
+    assert list(store.walk("absent")) == []
+
+
+def test_many_are_deleted_and_absent_ones_do_not_matter(store: Store) -> None:
+    for index in range(12):
+        store.put(f"a/{index}", b"x")
+    store.delete_many(f"a/{index}" for index in range(20))
+    assert store.list() == []
+
+
+def test_a_torn_object_is_replaced(store: Store, tmp_path: Path) -> None:
+    data = os.urandom(20 * 2**20)  # two parts on S3
+    for name, whole in (("large", data), ("small", data[:1000])):
+        path = tmp_path / name
+        path.write_bytes(whole)
+        for torn in (whole[:-1], whole[:500] + b"?" + whole[501:]):
+            (tmp_path / "torn").write_bytes(torn)
+            store.put_file(name, tmp_path / "torn")
+            store.put_file(name, path)
+            assert store.read(name) == whole
+
+
+def test_what_is_there_already_is_not_sent_again(store: Store, tmp_path: Path) -> None:
+    if store.url.startswith("memory"):
+        pytest.skip("fsspec's memory keeps no digest to compare")
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(17 * 2**20))
+    store.put_file("key", path)
+    (before,) = store.walk()
+    time.sleep(1.1)  # S3 tells times in whole seconds
+    store.put_file("key", path)
+    assert list(store.walk()) == [before]
+
+
+def test_files_are_staged_and_their_folder_goes(store: Store) -> None:
+    with store.staging() as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "file").write_bytes(b"staged")
+        store.put_file("key", folder / "deep" / "file")
+        assert store.list() == ["key"]
+    assert not folder.exists()
+    assert store.read("key") == b"staged"
+    with pytest.raises(RuntimeError), store.staging() as folder:
+        raise RuntimeError
+    assert not folder.exists()
+
+
+def test_a_store_is_pickled_and_survives_a_fork(store: Store) -> None:
+    store.put("key", b"x")
+    if store.url.startswith("memory"):
+        pytest.skip("memory is this process's own")
+    assert pickle.loads(pickle.dumps(store)).read("key") == b"x"  # noqa: S301 - our own bytes
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if store.read("key") == b"x" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.read("key") == b"x"
+
+
 def test_a_missing_file_to_store_is_not_called_a_missing_key(store: Store, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file to store"):
         store.put_file("key", tmp_path / "absent")
@@ -131,32 +222,17 @@ def test_the_probe_refuses_a_backend_that_ignores_the_condition(monkeypatch: pyt
         Store("memory://careless").probe()
 
 
-def test_cephs_way_of_refusing_a_create_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refusal(Exception):  # noqa: N818 - stands for botocore's ClientError
-        response = {"Error": {"Code": "PreconditionFailed"}}  # noqa: RUF012
+def test_the_probe_refuses_a_backend_that_looks_and_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(self: RemoteFolder, key: str, data: bytes) -> bool:
+        if self.size(key) is not None:
+            return False
+        time.sleep(0.05)
+        self.put(key, data)
+        return True
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EINVAL, "Invalid argument") from Refusal()
-
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
-    assert not Store("memory://ceph").create("key", b"x")
-
-
-def test_a_create_that_s3_could_not_decide_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Conflict(Exception):  # noqa: N818
-        response = {"Error": {"Code": "ConditionalRequestConflict"}}  # noqa: RUF012
-
-    original, calls = MemoryFileSystem.pipe_file, list[str]()
-
-    def undecided(self: MemoryFileSystem, path: str, value: bytes, **options: Any) -> None:
-        calls.append(path)
-        if len(calls) == 1:
-            raise OSError(errno.EIO, "conflict") from Conflict()
-        original(self, path, value, **options)
-
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", undecided)
-    assert Store("memory://conflict").create("key", b"x")
-    assert len(calls) == 2
+    monkeypatch.setattr(RemoteFolder, "create", hasty)
+    with pytest.raises(ExclusiveCreateError, match=r"memory://hasty lets a second writer replace"):
+        Store("memory://hasty").probe()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -207,8 +283,7 @@ def test_a_disk_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_server_that_does_not_answer_is_unavailable() -> None:
-    quick = {"connect_timeout": 1, "retries": {"max_attempts": 0}}
-    nobody = Store("s3://bucket/prefix", key="a", secret="b", endpoint_url="http://127.0.0.1:9", config_kwargs=quick)
+    nobody = Store("s3://bucket/prefix", patience_s=0.2, key="a", secret="b", endpoint_url="http://127.0.0.1:9")
     for operation in (
         nobody.list,
         nobody.folders,
@@ -239,10 +314,34 @@ def test_a_bucket_that_is_not_there_is_named(s3_environment: str) -> None:
             operation()
 
 
-def test_credentials_in_the_url_are_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIA123:topsecret@bucket/prefix",
+        "simplecache::s3://a:topsecret@b",
+        "https://h/b?X-Amz-Signature=topsecret",
+    ],
+)
+def test_credentials_in_the_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="holds credentials") as caught:
-        Store("s3://AKIA123:topsecret@bucket/prefix")
+        Store(url)
     assert "topsecret" not in str(caught.value)
+
+
+def test_secret_options_are_in_no_message() -> None:
+    store = Store(
+        "s3://bucket/prefix",
+        patience_s=0,
+        key="AKIDtopsecret1",
+        secret="topsecret2",
+        client_kwargs={"aws_session_token": "topsecret3"},
+        endpoint_url="http://127.0.0.1:9/topsecret2",
+    )
+    with pytest.raises(StoreUnavailableError) as caught:
+        store.read("key")
+    shown = f"{store!r} {store.url} " + "".join(traceback.format_exception(caught.value))
+    assert "127.0.0.1:9/[hidden]" in shown
+    assert "topsecret" not in shown
 
 
 def test_a_protocol_nobody_knows_is_unavailable() -> None:

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
-from storage import keys
+import pytest
+
+from storage import garbage, keys
+from storage.errors import CorruptFileError
 from storage.records import Ref
 from storage.store import Store
+from tasks import ablate, conclude
 from tasks.reuse import reuse
 
 
@@ -43,3 +47,15 @@ def test_a_step_that_died_half_way_is_made_again(tmp_path: Path) -> None:
     store.put(keys.step_file("draw", key, "out"), b"half")
     done = reuse(store, "draw", 1, {}, [], lambda key: Ref(key=keys.step_file("draw", key, "out"), sha256="ab"))
     assert not done.reused
+
+
+def test_a_reference_that_an_older_sonoforge_left_unsealed_says_what_to_do(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = keys.step_key("draw", 1, {}, [])
+    store.put(keys.step_ref("draw", key), Ref(key="a", sha256="ab").model_dump_json().encode())
+    with pytest.raises(CorruptFileError, match=r"ref\.json .* delete it to have the step run again"):
+        reuse(store, "draw", 1, {}, [], lambda key: Ref(key="a", sha256="ab"))
+
+
+def test_garbage_collection_knows_the_steps_whose_output_is_an_answer() -> None:
+    assert {conclude.STEP, ablate.TABLE} == garbage.RESULTS

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import fsspec
 import torch
+import yaml
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -114,6 +115,30 @@ def check(folder: Path, name: str = "") -> None:
     for component in ("tokenizer", "scheduler"):
         if not (folder / component).is_dir():
             raise ValueError(f"base {name!r} has no {component}/ folder; expected {_LAYOUT}")
+
+
+def licence(path: Path) -> str:
+    """What a base folder states of its licence, in its own words; "not stated" where it states none.
+
+    The header of its README.md (`license`, or `license_name` beside "other") counts before the first line of a
+    LICENSE file.
+    """
+    card = path / "README.md"
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n") if card.is_file() else []
+    try:
+        header = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        header = None
+    fields: dict[str, object] = dict(header) if isinstance(header, dict) else {}
+    stated = fields.get("license")
+    stated = fields.get("license_name", stated) if stated == "other" else stated
+    if stated:
+        return " AND ".join(str(name) for name in _list(stated) or [stated])
+    for file in sorted(path.glob("LICENSE*")):
+        lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+        if any(lines):
+            return next(line for line in lines if line)
+    return "not stated"
 
 
 def digest(path: Path) -> str:
@@ -227,7 +252,7 @@ def _fetch(url: str) -> Path:
     wanted = {
         key: info
         for key, info in dict(listing).items()
-        if Path(key).suffix in {".json", ".safetensors", ".txt", *_PICKLES}
+        if Path(key).suffix in {".json", ".safetensors", ".txt", *_PICKLES} or _states_licence(key, root)
     }
     if not wanted:
         raise ValueError(f"base {url!r}: nothing is there; expected {_LAYOUT}")
@@ -253,12 +278,18 @@ def _fetch(url: str) -> Path:
     return target
 
 
+def _states_licence(key: str, root: str) -> bool:
+    """Is it a model card or licence text, directly in the folder?"""
+    name = Path(key).relative_to(root).as_posix()
+    return name == "README.md" or (name.startswith("LICENSE") and "/" not in name)
+
+
 def _hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     parts = [f"{part}/*{kind}" for part in WEIGHTS for kind in (".json", ".safetensors")]
-    patterns = ["model_index.json", "tokenizer/*", "scheduler/*", *parts]
+    patterns = ["model_index.json", "tokenizer/*", "scheduler/*", "README.md", "LICENSE*", *parts]
     try:
         folder = snapshot_download(name, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -1,7 +1,7 @@
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from storage.images import decode_grey, decode_mask
-from storage.records import IMAGE, SetScore
+from storage.records import SetScore
 from tasks import report
 from tasks.report import charts
 from tasks.report.grid import Example, contact_sheet
 from tasks.report.pictures import OUTLINE_RGB, picture
+from tasks.report.summary import BINS, Limits, spread, summarize
 from tests.fakes.samples import SCORES, table
 
 VOID = {"meta", "img", "input", "rect", "line", "circle", "link", "br"}
@@ -51,9 +52,12 @@ def _examples(rows: pa.Table) -> list[Example]:
 
 def _facts(rows: pa.Table, **changes: Any) -> report.Facts:
     verdicts = rows.column("verdict").to_pylist()
+    by_id = {row["id"]: row for row in rows.to_pylist()}
     fid = SetScore(
         name="fid", value=1.2, low=1.0, high=1.5, floor=0.3, n_real=9, n_synthetic=8, extractor="x@0", note="few"
     )
+    thresholds: dict[str, Limits] = {"segmenter_dice": (0.5, None)}
+    summary = summarize(rows.to_batches, SCORES, thresholds)
     facts: dict[str, Any] = {
         "title": "demo",
         "description": "A demo.",
@@ -62,9 +66,11 @@ def _facts(rows: pa.Table, **changes: Any) -> report.Facts:
         "rejected": {"segmenter_dice": verdicts.count("rejected")},
         "failed": verdicts.count("failed"),
         "scores": [fid],
-        "rows": rows,
-        "score_names": SCORES,
-        "thresholds": {"segmenter_dice": (0.5, None)},
+        "failures": summary.failures,
+        "examples": [by_id[id] for id in report.pick_kept(rows.to_batches)],
+        "refused": [by_id[id] for id in report.pick_rejected(rows.to_batches)],
+        "histograms": summary.histograms,
+        "thresholds": thresholds,
         "real": _examples(table(9, seed=1)),
         "gate": [],
         "sources": ["phantom, Apache-2.0"],
@@ -97,10 +103,11 @@ def test_a_missed_gate_stands_at_the_top() -> None:
     assert "<li>fid 1.2 &gt; 1.0</li>" in html
 
 
-def test_the_same_facts_make_the_same_page() -> None:
-    rows = table(60)
-    backwards = rows.take(list(range(59, -1, -1)))
-    assert report.render(_facts(rows)) == report.render(_facts(rows)) == report.render(_facts(backwards))
+def test_the_same_rows_make_the_same_page_however_they_are_batched() -> None:
+    rows = table(60).combine_chunks()
+    several = pa.Table.from_batches(rows.to_batches(max_chunksize=7))
+    assert several.column(0).num_chunks > 1
+    assert report.render(_facts(rows)) == report.render(_facts(rows)) == report.render(_facts(several))
 
 
 def test_text_from_elsewhere_cannot_become_markup() -> None:
@@ -108,30 +115,49 @@ def test_text_from_elsewhere_cannot_become_markup() -> None:
     assert "<script>" not in html
 
 
-def test_only_the_chosen_rows_need_pixels() -> None:
-    rows = table(300)
-    shown = report.choose(rows)
-    needed = {*shown.kept, *shown.rejected}
-    assert len(shown.kept) <= 3 * report.PER_LABEL
-    assert len(shown.rejected) <= report.REJECTED
-    thin = rows
-    for name in ("image", "mask"):
-        cells = zip(rows.column("id").to_pylist(), rows.column(name).to_pylist(), strict=True)
-        column = pa.array([cell if id in needed else None for id, cell in cells], IMAGE)
-        thin = thin.set_column(thin.schema.get_field_index(name), name, column)
-    assert report.render(_facts(thin)) == report.render(_facts(rows))
-    nothing = pa.nulls(300, IMAGE)
-    with pytest.raises(ValueError, match="keep those that choose"):
-        report.render(_facts(rows.set_column(rows.schema.get_field_index("image"), "image", nothing)))
+def test_a_shown_row_needs_its_picture() -> None:
+    facts = _facts(table(60))
+    with pytest.raises(ValueError, match="demo-000001, whose image was left out"):
+        report.render(replace(facts, examples=[{**dict(table(2).to_pylist()[1]), "image": None}]))
 
 
 def test_every_label_and_every_reason_is_shown() -> None:
     rows = table(300)
     by_id = {row["id"]: row for row in rows.select(["id", "label", "verdict", "reasons"]).to_pylist()}
-    shown = report.choose(rows)
-    assert {by_id[id]["label"] for id in shown.kept} == {"benign", "malignant", "normal"}
-    assert {by_id[id]["reasons"][0].split()[0] for id in shown.rejected} == {"segmenter_dice", "lesion_contrast"}
-    assert {by_id[id]["verdict"] for id in shown.kept} == {"kept"}
+    kept, rejected = report.pick_kept(rows.to_batches), report.pick_rejected(rows.to_batches)
+    assert Counter(by_id[id]["label"] for id in kept) == dict.fromkeys(
+        ("benign", "malignant", "normal"), report.PER_LABEL
+    )
+    assert len(rejected) <= report.REJECTED
+    assert {by_id[id]["reasons"][0].split()[0] for id in rejected} == {"segmenter_dice", "lesion_contrast"}
+    assert {by_id[id]["verdict"] for id in kept} == {"kept"}
+    assert {by_id[id]["verdict"] for id in rejected} == {"rejected"}
+
+
+@pytest.mark.parametrize(("size", "most"), [(0, 3), (1, 3), (3, 3), (10, 3), (11, 10), (1000, 8)])
+def test_few_of_many_are_evenly_spaced_and_begin_with_the_first(size: int, most: int) -> None:
+    ids = [f"{number:04d}" for number in range(size)]
+    chosen = [int(id) for id in spread(lambda: [("only", id) for id in ids], lambda groups: most)]
+    assert len(chosen) == min(size, most)
+    assert chosen[:1] == [0][:size]
+    steps = set(np.diff(chosen).tolist())
+    assert not steps or max(steps) - min(steps) <= 1
+
+
+def test_histograms_count_what_numpy_counts_of_the_whole() -> None:
+    rows = table(300)
+    limits: dict[str, Limits] = {"segmenter_dice": (0.5, 1.25)}
+    summary = summarize(lambda: rows.to_batches(max_chunksize=17), SCORES, limits)
+    frame = rows.select([*SCORES, "verdict"]).to_pandas()
+    for name, bins in summary.histograms.items():
+        judged = frame[frame["verdict"] != "failed"]
+        assert bins.low == min(judged[name].min(), limits.get(name, (9, 9))[0] or 9)
+        assert bins.high == max(judged[name].max(), limits.get(name, (0, 0))[1] or 0)
+        for verdict, found in (("kept", bins.kept), ("rejected", bins.rejected)):
+            values = frame.loc[frame["verdict"] == verdict, name].dropna().to_numpy(np.float64)
+            assert list(found) == np.histogram(values, BINS, (bins.low, bins.high))[0].tolist()
+            assert sum(found) == len(values) > 0
+    assert summary.failures == {"no place in the tissue for the mask": int((frame["verdict"] == "failed").sum())}
 
 
 def test_a_dataset_with_nothing_kept_or_real_still_has_a_report() -> None:
@@ -169,8 +195,11 @@ def test_large_pictures_become_thumbnails_with_their_masks() -> None:
 @pytest.mark.parametrize(
     ("kept", "rejected", "least"), [([0.1, 0.9], [0.5], 0.3), ([1.0], [], None), ([], [2.0, 2.0], 2.0)]
 )
-def test_histograms_draw_every_sample(kept: Sequence[float], rejected: Sequence[float], least: float | None) -> None:
-    svg = charts.histogram("score", kept, rejected, least, None)
+def test_histograms_draw_every_sample(kept: list[float], rejected: list[float], least: float | None) -> None:
+    verdicts = ["kept"] * len(kept) + ["rejected"] * len(rejected)
+    rows = pa.table({"verdict": verdicts, "reasons": [[] for _ in verdicts], "score": [*kept, *rejected]})
+    summary = summarize(rows.to_batches, ["score"], {"score": (least, None)})
+    svg = charts.histogram("score", summary.histograms["score"], least, None)
     assert svg.count('class="kept"') == len(set(kept))
     assert svg.count('class="rejected"') == len(set(rejected))
     assert svg.count('class="limit"') == (least is not None)
@@ -178,7 +207,9 @@ def test_histograms_draw_every_sample(kept: Sequence[float], rejected: Sequence[
 
 
 def test_a_histogram_of_nothing_says_so() -> None:
-    assert "no sample has this score" in charts.histogram("score", [], [], 0.5, None)
+    rows = pa.table({"verdict": ["failed"], "reasons": [["why"]], "score": pa.array([None], pa.float32())})
+    bins = summarize(rows.to_batches, ["score"], {"score": (0.5, None)}).histograms["score"]
+    assert "no sample has this score" in charts.histogram("score", bins, 0.5, None)
 
 
 def test_a_contact_sheet_shows_real_above_synthetic() -> None:

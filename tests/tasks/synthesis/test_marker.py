@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
+from storage.formats import coco, parquet
 from storage.images import decode_grey, decode_mask
 from storage.records import Ref, sample_schema
-from tasks.formats import coco, parquet
 from tasks.imaging import Grey, Mask, flip, letterbox
 from tasks.synthesis import Draft, Tools, harmonize
 from tasks.synthesis.diffusion import examples, window

@@ -153,3 +153,40 @@ def test_two_threads_that_ask_at_once_get_the_same_whole_base(tmp_path: Path) ->
         found = list(pool.map(lambda _: base.load(str(folder)), range(8)))
     assert all(one is found[0] for one in found)
     assert not any(weight.is_meta for weight in found[0].unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("files", "stated"),
+    [
+        ({"README.md": "---\nlicense: creativeml-openrail-m\ntags: [x]\n---\n# Card"}, "creativeml-openrail-m"),
+        ({"README.md": "---\nlicense: other\nlicense_name: hospital terms\n---\n"}, "hospital terms"),
+        ({"README.md": "---\nlicense: [cc-by-4.0, mit]\n---\n"}, "cc-by-4.0 AND mit"),
+        ({"README.md": "---\nlicense: [\n---\n", "LICENSE": "\n\n  MIT License\n\nPermission"}, "MIT License"),
+        ({"README.md": "# no header", "LICENSE.md": "Apache License\nVersion 2.0"}, "Apache License"),
+        ({"README.md": "---\ntags: [x]\n---\n"}, "not stated"),
+        ({"LICENSE": " \n"}, "not stated"),
+        ({}, "not stated"),
+    ],
+)
+def test_a_licence_is_what_the_card_or_the_licence_file_states(
+    folder: Path, files: dict[str, str], stated: str
+) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    assert base.licence(folder) == stated
+
+
+def test_the_embedded_base_states_its_licence() -> None:
+    assert base.licence(base.EMBEDDED) == "apache-2.0"
+
+
+def test_a_base_that_is_fetched_brings_its_licence_and_keeps_its_digest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plain = base.digest(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    fetched = base.locate(f"file://{folder}")
+    assert fetched != folder
+    assert base.licence(fetched) == "cc-by-4.0"
+    assert base.digest(fetched) == plain

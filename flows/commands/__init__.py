@@ -1,0 +1,1 @@
+"""The commands of `sonoforge`, by what they are about."""

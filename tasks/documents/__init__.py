@@ -1,0 +1,1 @@
+"""What a version says about itself: card, Croissant, provenance, scorecard, licences; one file each."""
