@@ -16,14 +16,15 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/sonoforge build flows/recipes/demo.yaml
 
+# Two workers: the suite is made for two cores, and its servers are shared between them.
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 	$(BIN)/pytest -q --doctest-modules flows tasks storage
 
 # Resolves the ranges in pyproject.toml anew. torch first, by number: an unpinned torch is several GB of CUDA.

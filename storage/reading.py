@@ -13,7 +13,7 @@ import tempfile
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 
     from storage.torch_dataset import VersionDataset
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 Row = dict[str, Any]
 """Columns by name. `image`, `background`: uint8 arrays (h, w); `mask`, `region`: bool ones; None where absent."""
 
-_AHEAD = 2  # chunks of at most 16 MiB on their way while one is read
+_AHEAD = 2  # chunks of at most 16 MiB on their way, and pictures being decoded, while one is read
 _GREY = ("image", "background")
 
 
@@ -218,16 +219,21 @@ class Version:
 
 
 def decoded(rows: pa.RecordBatch, pictures: dict[str, list[bytes | None]], columns: Sequence[str]) -> Iterator[Row]:
-    """Thin rows and encoded pictures as rows, one after the other."""
-    for number, row in enumerate(rows.to_pylist()):
+    """Thin rows and encoded pictures as rows, one after the other; the next are decoded meanwhile."""
+    thin = rows.to_pylist()
+
+    def made(number: int) -> Row:
+        row = thin[number]
         for name, found in pictures.items():
             data = found[number]
             decode = images.decode_grey if name in _GREY else images.decode_mask
             row[name] = None if data is None else decode(data)
-        yield {name: row[name] for name in columns}
+        return {name: row[name] for name in columns}
+
+    return _ahead(made, range(len(thin))) if len(thin) > 1 else map(made, range(len(thin)))
 
 
-def _ahead(function: Callable[[Chunk], T], items: Iterator[Chunk]) -> Iterator[T]:
+def _ahead(function: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
     """Results in order, of calls that begin before they are asked for."""
     running: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(_AHEAD)

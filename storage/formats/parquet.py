@@ -28,7 +28,7 @@ from storage.records import IMAGE, INDEX_SCHEMA, SPLITS, Written
 ROW_GROUP_BYTES = 32 * 2**20
 """What a reader who knows nothing of the index holds in memory, and fetches to see one image."""
 
-ROW_GROUP_ROWS = 1000
+ROW_GROUP_ROWS = 500
 SHARD_BYTES = 480 * 10**6
 """Below the 500 MB that the Hugging Face hub's viewer expects of a file."""
 

@@ -52,6 +52,18 @@ def test_a_sound_version_has_no_problems_retracted_or_not(store: Store, version:
     assert verify(store, version, deep=True) == []
 
 
+def test_a_version_of_which_nothing_was_kept_is_whole(tmp_path: Path) -> None:
+    rows = table(12)
+    rejected = {"verdict": ["rejected"] * 12, "reasons": [["lesion_contrast 0.10 < 0.30"]] * 12}
+    for name, values in rejected.items():
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, rows.schema.field(name), pa.array(values, rows.schema.field(name).type))
+    store = Store(tmp_path / "store")
+    made, _ = publish(store, "demo", tmp_path / "files", write(tmp_path / "files", rows))
+    assert made.kept == 0
+    assert verify(store, made, deep=True) == []
+
+
 def test_a_flipped_byte_is_found_wherever_it_is(store: Store, version: Manifest) -> None:
     for number, file in enumerate(version.files):
         data = bytearray(store.read(file.key))
