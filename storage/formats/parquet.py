@@ -35,7 +35,7 @@ SHARD_BYTES = 480 * 10**6
 SHARD_ROWS = 25_000
 """So that a footer, which readers fetch whole and the writer holds, stays small where pictures are small."""
 
-THIN_ROWS = 2_000
+THIN_ROWS = 1_000
 """Rows of a row group in the tables without pixels."""
 
 _ROW_BYTES = 500  # what a row takes besides its pictures, generously
