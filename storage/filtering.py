@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import CorruptFileError, SelectionError
+from storage.formats.parquet import THIN_ROWS
 from storage.landing import in_parallel
 from storage.pictures import Chunk, Pictures, chunks, sizes, with_pictures
 from storage.records import PIXEL_COLUMNS, Manifest, Written, parquet_options
@@ -16,7 +17,6 @@ from storage.store import Store
 METADATA, LEDGER, INDEX, SOURCES = "metadata.parquet", "ledger.parquet", "index.parquet", "sources.parquet"
 
 _PARALLEL = 3  # chunks of pictures at once, each of at most 16 MiB
-_GROUP_ROWS = 10_000
 
 
 def narrow(tables: Path, folder: Path, split: str) -> dict[str, Written]:
@@ -39,7 +39,7 @@ def write_table(batches: Iterator[pa.RecordBatch], like: Path, path: Path) -> Wr
         for batch in batches:
             waiting.append(batch)
             rows += batch.num_rows
-            if sum(each.num_rows for each in waiting) >= _GROUP_ROWS:
+            if sum(each.num_rows for each in waiting) >= THIN_ROWS:
                 writer.write_table(pa.Table.from_batches(waiting).cast(schema))
                 waiting = []
         if any(batch.num_rows for batch in waiting):

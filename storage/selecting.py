@@ -164,7 +164,7 @@ class Condition:
             called = node["function_name"]
             if called.lower() not in _FUNCTIONS or node.get("schema") or node.get("catalog"):
                 near = difflib.get_close_matches(called, _FUNCTIONS, 3, 0.6)
-                advice = f"did you mean {', '.join(near)}?" if near else "see README for what may be called"
+                advice = f"did you mean {', '.join(near)}?" if near else "docs/store.md lists what may be called"
                 raise SelectionError(f"--where may not call {called}(){self._at(node)}: {advice}")
         if node["class"] == "COLUMN_REF":
             column = ".".join(node["column_names"])
