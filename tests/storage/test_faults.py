@@ -27,8 +27,9 @@ from typing import Any, TypeVar
 import pytest
 
 from storage import channels, garbage, leases, retractions
-from storage.errors import RetractedError, StorageError, StoreUnavailableError
+from storage.errors import RetractedError, StorageError, StoreUnavailableError, VersionNotFoundError
 from storage.pulling import pull
+from storage.records import Manifest
 from storage.store import Store
 from storage.verifying import verify
 from storage.versions import list_versions, open_manifest, publish
@@ -135,7 +136,7 @@ class Trial:
             made = self.attempt(
                 "publish", lambda folder=folder, about=about: publish(self.through, "demo", folder, about)
             )
-            present = list(list_versions(self.direct, "demo"))
+            present = self._present()
             assert [manifest.version for manifest in present] == list(range(1, len(present) + 1))
             assert len(present) in ((number,) if made else (number - 1, number))
             if present:
@@ -149,7 +150,14 @@ class Trial:
             assert (again.version, created) == (number, False), "one content, two numbers"
         same = self.attempt("publish", lambda: publish(self.through, "demo", folder, about))
         assert same is None or (same[0].version, same[1]) == (3, False)
-        assert len(list(list_versions(self.direct, "demo"))) == 3
+        assert len(self._present()) == 3
+
+    def _present(self) -> list[Manifest]:
+        """All versions; none where the first publication gave up."""
+        try:
+            return list(list_versions(self.direct, "demo"))
+        except VersionNotFoundError:
+            return []
 
     def _pulling(self) -> None:
         manifest = open_manifest(self.direct, "demo@2")
