@@ -51,7 +51,10 @@ class SetScore(Record):
     """One number about a set of synthetic images against a set of real ones.
 
     `low`/`high` bound the central 95 % bootstrap interval. `floor*` is the same statistic between two
-    disjoint halves of the real images at the same N: the best any generator could reach.
+    disjoint halves of the real images at the same N: the best any generator could reach. `over_floor*` is the value
+    in multiples of that floor, also where the value itself is refused. `p` is the permutation p-value of a test that
+    the two sets do not differ. `control` is what the same score says of images damaged on purpose: a score that does
+    not tell those apart proves nothing by telling nothing apart.
     `value` is None where the score refuses to be a number; `note` then says why.
     """
 
@@ -62,6 +65,11 @@ class SetScore(Record):
     floor: float | None = None
     floor_low: float | None = None
     floor_high: float | None = None
+    over_floor: float | None = None
+    over_floor_low: float | None = None
+    over_floor_high: float | None = None
+    p: float | None = None
+    control: float | None = None
     n_real: int
     n_synthetic: int
     extractor: str
