@@ -24,16 +24,19 @@ def counts_line(planned: int, kept: int, rejected: dict[str, int], failed: int) 
 
 
 def print_scores(console: Console, scores: Sequence[SetScore]) -> None:
-    """Set scores with interval, floor and N; why a score is refused below the table."""
-    table = Table("score", "value", "95 % interval", "real vs real", "N real", "N synthetic", "extractor", box=None)
+    """Set scores with interval, floor and N; below the table why a score is refused."""
+    head = ("score", "value", "95 % interval", "real vs real", "× floor", "p", "control", "N", "extractor")
+    table = Table(*head, box=None)
     for score in scores:
         table.add_row(
             score.name,
             "refused" if score.value is None else number(score.value),
             interval(score.low, score.high),
             f"{number(score.floor)} {interval(score.floor_low, score.floor_high)}",
-            str(score.n_real),
-            str(score.n_synthetic),
+            number(score.over_floor),
+            "" if score.p is None else f"{score.p:.2g}",
+            number(score.control),
+            f"{score.n_real} + {score.n_synthetic}",
             score.extractor,
         )
     console.print(table)

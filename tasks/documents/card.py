@@ -195,22 +195,30 @@ def _scores_table(scores: Sequence[SetScore], gate: Sequence[str]) -> str:
         "value",
         "95 % interval",
         "floor: real against real",
+        "times the floor",
         "N real",
         "N synthetic",
         "extractor",
     ]
-    lines = [_line(head), _line(["---", "---:", "---", "---", "---:", "---:", "---"])]
+    lines = [_line(head), _line(["---", "---:", "---", "---", "---:", "---:", "---:", "---"])]
     for score in scores:
         interval = f"{number(score.low)} … {number(score.high)}" if score.low is not None else "–"
         floor = number(score.floor)
         if score.floor_low is not None:
             floor += f" ({number(score.floor_low)} … {number(score.floor_high)})"
         counts = [str(score.n_real), str(score.n_synthetic)]
-        lines.append(_line([score.name, number(score.value), interval, floor, *counts, score.extractor]))
-    notes = [f"- {score.name}: {score.note}" for score in scores if score.note]
+        times = number(score.over_floor)
+        lines.append(_line([score.name, number(score.value), interval, floor, times, *counts, score.extractor]))
+    notes = [f"- {score.name}: {said}" for score in scores if (said := _said(score))]
     if gate:
         notes.append("- **Not met:** " + "; ".join(gate))
     return "\n".join(lines) + ("\n\n" + "\n".join(notes) if notes else "")
+
+
+def _said(score: SetScore) -> str:
+    tested = [] if score.p is None else [f"permutation p = {score.p:.2g}"]
+    tested += [] if score.control is None else [f"{number(score.control)} on images damaged on purpose"]
+    return "; ".join([*tested, *([score.note] if score.note else [])])
 
 
 def _scorecard_table(scorecard: Scorecard) -> str:

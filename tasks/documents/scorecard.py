@@ -10,8 +10,9 @@ The JSON, whose schema is `Scorecard.model_json_schema()`:
 
 - `criteria`: seven, always in the paper's order, each with `name` and the `question` that it answers;
 - `measured`: numbers as they were found, with `value`, its 95 % interval (`low`, `high`), how many images they are
-  about (`n_real`, `n_synthetic`), what the same score is between two halves of real images (`floor…`), the
-  `extractor`, and a `note`. A `value` of null was refused, and the note says why;
+  about (`n_real`, `n_synthetic`), what the same score is between two halves of real images (`floor…`) and how many
+  times that the value is (`over_floor…`), the `p`-value of a test, what the score says of images damaged on purpose
+  (`control`), the `extractor`, and a `note`. A `value` of null was refused, and the note says why;
 - `not_measured`: what belongs under the heading and nobody looked at. It is never filled with a guess;
 - `checks`: what was asked for in advance, by the recipe or by the format, and whether it holds;
 - `verdict`: "fail" where a check does not hold, else "warn" where one holds only in part, else "pass"; and
@@ -45,6 +46,7 @@ _UNDER = {
     "density": "congruence",
     "recall": "coverage",
     "coverage": "coverage",
+    "membership_auc": "compliance",
     "samples kept": "completeness",
 }
 """Where a set score stands; one that is not listed is about likeness to real images."""
@@ -60,6 +62,11 @@ class Measurement(Record):
     floor: float | None = None
     floor_low: float | None = None
     floor_high: float | None = None
+    over_floor: float | None = None
+    over_floor_low: float | None = None
+    over_floor_high: float | None = None
+    p: float | None = None
+    control: float | None = None
     n_real: int | None = None
     n_synthetic: int | None = None
     extractor: str | None = None
@@ -226,13 +233,15 @@ def _compliance(facts: Facts) -> Criterion:
             found=found,
         )
     ]
+    scored = [_measured(score) for score in facts.outcome.scores if _UNDER.get(score.name) == "compliance"]
     missing = [] if copies else ["copies of training lesions"]
+    missing += [] if scored else ["whether the adapters betray which scans they were trained on"]
     return _criterion(
         "compliance",
         "Are privacy, licences and formats kept to?",
-        [*backgrounds, *copies],
-        checks,
-        [*missing, "differential privacy", "re-identification by experts or by attack", "consent and ethics approval"],
+        [*backgrounds, *copies, *scored],
+        [*checks, *_gates(facts, "compliance")],
+        [*missing, "differential privacy", "re-identification by experts", "consent and ethics approval"],
     )
 
 

@@ -84,8 +84,9 @@ def test_the_counts_add_up_in_the_text(facts: Facts) -> None:
 
 def test_scores_stand_with_interval_floor_n_and_extractor(facts: Facts) -> None:
     text = _rendered(facts)
-    assert "| fid | 1.23 | 1 … 1.5 | 0.3 (0.2 … 0.4) | 100 | 12 | x@0123456789ab |" in text
-    assert "| kid | – | – | – | 1 | 1 | x@0 |" in text
+    assert "| fid | 1.23 | 1 … 1.5 | 0.3 (0.2 … 0.4) | 4.12 | 100 | 12 | x@0123456789ab |" in text
+    assert "| kid | – | – | – | – | 1 | 1 | x@0 |" in text
+    assert "- fid: permutation p = 0.004; 0.9 on images damaged on purpose" in text
     assert "- kid: too few" in text
 
 
