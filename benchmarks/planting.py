@@ -11,7 +11,7 @@ class Row:
         what: what was planted, and how severe.
         gate: the score and limit that is asked to catch it.
         planted, found: failures, and those that the gate refused.
-        clean, false_alarms: untouched real images (or sets) of groups that no judge saw, and those refused all the same.
+        clean, false_alarms: untouched real images or sets, of groups that no judge saw, and those refused all the same.
         note: what else a reader must know.
     """
 

@@ -47,7 +47,8 @@ def ablate(
     opened = open_store(store)
     opened.probe()
     with relied_on(opened, f"ablate {recipe.name}"):
-        described = [_described(recipe, variant, store) for variant in variants(recipe)]
+        compared = recipe.model_copy(update={"audit": None})  # the table says nothing of what adapters give away
+        described = [_described(compared, variant, store) for variant in variants(recipe)]
         table = tabulate(store, recipe.name, recipe.digest(), described)
     ablation = Ablation.model_validate_json(opened.read(table.ref.key))
     return AblationResult(ablation=ablation, key=table.ref.key, uri=opened.uri(table.ref.key))

@@ -20,14 +20,17 @@ from storage import keys, leases
 from storage.records import Ref
 from storage.store import Store
 from tasks import plan
+from tasks.audit import audit_membership
 from tasks.connect import open_store
-from tasks.curate import curate_set
+from tasks.curate import CurateParams, curate_set
 from tasks.describe import licensed
+from tasks.detect import detect_synthetic
 from tasks.documents import licences
 from tasks.export import Facts, Summary, export
 from tasks.ingest import ingest
+from tasks.narrow import narrow
 from tasks.reuse import Done
-from tasks.score import describe_real, detect_synthetic, score_shard
+from tasks.score import describe_real, score_shard
 from tasks.synthesis.background import HEALTHY
 from tasks.synthesize import Generator, synthesize_shard
 from tasks.track import advance, track
@@ -89,6 +92,8 @@ def make(recipe: Recipe, store: str, done: list[Done]) -> Made:
     seed, labels = recipe.seed, sorted(recipe.plan.labels)
 
     scans = _ref(done, ingest(store, recipe.source, recipe.screen, seed))
+    if recipe.training_scans is not None:
+        scans = _ref(done, narrow(store, scans, recipe.training_scans, seed))
     adapters = {
         label: _ref(done, train_adapter(store, scans, recipe.base, recipe.lora, label, seed)) for label in labels
     }
@@ -112,18 +117,29 @@ def make(recipe: Recipe, store: str, done: list[Done]) -> Made:
     with track("synthesize", recipe.plan.samples):
         shards = _fan_out(done, synthesize_shard, [{**made, **r} for r in ranges], recipe.runner)
 
-    names = recipe.image_scores
-    judged = {"store_url": store, "scans": scans, "judges": judges, "names": names, "seed": seed}
+    names, scoring = recipe.image_scores, {**judges, "critic": critic}
+    judged = {"store_url": store, "scans": scans, "judges": scoring, "extractor": recipe.extractor, "names": names}
     with track("score", recipe.plan.samples):
-        scores = _fan_out(done, score_shard, [{**judged, "shard": s} for s in shards], recipe.runner)
-    real = _ref(done, describe_real(store, scans, judges, labels, names, seed))
+        scores = _fan_out(done, score_shard, [{**judged, "shard": s, "seed": seed} for s in shards], recipe.runner)
+    real = _ref(done, describe_real(store, scans, scoring, recipe.extractor, labels, names, seed))
     detected = _ref(done, detect_synthetic(store, shards, scans, labels, recipe.judges.detector, seed))
-    curated = _ref(
-        done,
-        curate_set(store, scores, detected, real, recipe.curate, recipe.gate, recipe.set_scores, names, seed),
-    )
+    audits: list[Ref] = []
+    if recipe.audit is not None:
+        audits.append(_ref(done, audit_membership(store, scans, recipe.base, adapters, recipe.audit, seed)))
+    curated = _ref(done, curate_set(store, scores, detected, real, _curate_params(recipe), seed, audits))
 
     return Made(scans, _weights(generator, judges), adapters, critic, shards, scores, real, detected, curated)
+
+
+def _curate_params(recipe: Recipe) -> CurateParams:
+    return CurateParams(
+        thresholds=recipe.curate,
+        quotas=recipe.quotas,
+        select=recipe.select,
+        gate=recipe.gate,
+        set_scores=recipe.set_scores,
+        image_scores=recipe.image_scores,
+    )
 
 
 def _weights(generator: Generator, judges: Mapping[str, Ref]) -> dict[str, Ref]:
@@ -157,6 +173,7 @@ def facts_of(recipe: Recipe) -> Facts:
         recipe=recipe.published(),
         recipe_digest=recipe.digest(),
         base=recipe.base,
+        extractor=recipe.extractor,
         made_from=licensed(recipe.source, recipe.base),
         formats=recipe.formats,
         score_names=recipe.image_scores,

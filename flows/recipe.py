@@ -13,9 +13,14 @@ from pydantic_core import ErrorDetails
 from storage.formats import FORMATS
 from storage.keys import canonical_json
 from storage.records import Record
+from tasks.audit import AuditParams
 from tasks.plan import Plan
 from tasks.quality import IMAGE_SCORES, SET_SCORES
-from tasks.quality.curate import GateParams, Threshold
+from tasks.quality.extractors import ExtractorParams
+from tasks.quality.gate import GateParams
+from tasks.quality.quotas import Quotas
+from tasks.quality.selection import SelectParams
+from tasks.quality.thresholds import Threshold
 from tasks.screening.screen import ScreenParams
 from tasks.sources import SourceParams
 from tasks.study import StudyParams
@@ -23,6 +28,9 @@ from tasks.synthesis import StageParams, seams
 from tasks.synthesis import background as backgrounds
 from tasks.synthesis.diffusion.decoder import DecoderParams
 from tasks.train import JudgesParams, LoraParams
+
+AUDITED = "membership_auc"
+"""The set score that the audit of the adapters adds."""
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -56,6 +64,12 @@ class Recipe(Record):
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random; each sample derives its own.")
     source: SourceParams = Field(description="Where the real scans come from.")
     screen: ScreenParams = Field(default=ScreenParams(), description="How scans are fitted, checked and split.")
+    training_scans: float | None = Field(
+        default=None,
+        gt=0,
+        description="Generator, judges and studied networks learn from so many of the training scans alone, whole "
+        "groups; up to 1 a share; null: all.",
+    )
     base: str = Field(
         default="embedded",
         description="Base model in diffusers' Stable Diffusion layout: 'embedded', a folder, an s3:// URL or a hub id.",
@@ -81,7 +95,17 @@ class Recipe(Record):
     stages: list[StageParams] = Field(min_length=1, description="Stages of the synthesis, in order.")
     image_scores: list[str] = Field(default=list(IMAGE_SCORES), description="Scores of each image.")
     set_scores: list[str] = Field(default=list(SET_SCORES), description="Scores of the whole set.")
+    extractor: ExtractorParams = Field(
+        default=ExtractorParams(), description="What turns images into the features that set scores compare."
+    )
     curate: list[Threshold] = Field(default=[], description="What an image must reach to be kept.")
+    audit: AuditParams | None = Field(
+        default=AuditParams(), description="Attack on the adapters: do they give training scans away? null: none."
+    )
+    quotas: Quotas | None = Field(default=None, description="How many samples of each kind are kept; null: all.")
+    select: SelectParams | None = Field(
+        default=None, description="Leaving out samples to bring the set nearer to the real one; null: none for that."
+    )
     gate: GateParams = Field(default=GateParams(), description="What the kept set must reach to be published.")
     formats: list[str] = Field(default=["parquet", "coco"], description="Export formats.")
     runner: Runner = Field(default=Runner(), description="Where shards run.")
@@ -104,16 +128,23 @@ class Recipe(Record):
         return names
 
     @model_validator(mode="after")
-    def _thresholds_are_scored(self) -> "Recipe":
+    def _what_is_limited_is_scored(self) -> "Recipe":
         for threshold in self.curate:
             if threshold.score not in self.image_scores:
                 raise ValueError(f"curate: score {threshold.score!r} is not among image_scores {self.image_scores}")
+        if self.quotas is not None and self.quotas.best not in self.image_scores:
+            raise ValueError(f"quotas: score {self.quotas.best!r} is not among image_scores {self.image_scores}")
+        known = [*self.set_scores, *([AUDITED] if self.audit is not None else [])]
+        for limit in self.gate.limits:
+            if limit.score not in known:
+                raise ValueError(f"gate: score {limit.score!r} is not among set_scores {known}")
         return self
 
     def published(self) -> dict[str, object]:
-        """All that decides the dataset's bytes, as plain data: not where it runs, where its scans lie, how it is
-        studied."""
-        return self.model_dump(mode="json", exclude={"runner": True, "study": True, "source": {"root"}})
+        """All that decides the dataset's bytes, as plain data: not where it runs, where its scans and weights lie, how
+        it is studied."""
+        left_out: dict[str, Any] = {"runner": True, "study": True, "source": {"root"}, "extractor": {"weights"}}
+        return self.model_dump(mode="json", exclude=left_out)
 
     def digest(self) -> str:
         """Digest of what is published."""

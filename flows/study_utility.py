@@ -1,26 +1,32 @@
 """Does the data help? The DAG of the utility study: order, nothing else. Every step's work is in `tasks/`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from prefect import flow
+from prefect import Task, flow
+from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.build_dataset import Made, facts_of, folders_of, make, relied_on
 from flows.recipe import Recipe
-from storage.records import Record
-from tasks.conclude import Answers, conclude
+from storage.records import Record, Ref
+from tasks.conclude import Answered, Answers, conclude
 from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.documents import licences
 from tasks.export import export
+from tasks.ingest import ingest
 from tasks.report.study import FoldFacts, Study
 from tasks.reuse import Done
-from tasks.study import NEGATIVE_CONTROL, POSITIVE_CONTROL, Fold, classify, detect, find_copies, segment
+from tasks.screening.screen import ScreenParams
+from tasks.study import Fold, classify, segment, segment_by_sam
+from tasks.tell_apart import NEGATIVE_CONTROL, POSITIVE_CONTROL, detect, find_copies
+from tasks.track import advance, track
 from tasks.train import report_of
 
 
 class StudyResult(Record):
-    """A finished study and where it lies: `uri` is study.json; study.md and answers.parquet are beside it."""
+    """A finished study and where it lies: `uri` is study.json; study.html, study.md and answers.parquet are beside
+    it."""
 
     study: Study
     key: str
@@ -43,7 +49,8 @@ def study_utility(
     opened.probe()
     licences.combine(facts_of(recipe).made_from)  # a conflict is told before hours of work
     with relied_on(opened, f"study {recipe.name}"):
-        answers = [_answer(of_fold(recipe, folds, fold), fold, store, seeds) for fold in range(folds)]
+        external = _external(recipe, store)
+        answers = [_answer(of_fold(recipe, folds, fold), fold, store, seeds, external) for fold in range(folds)]
         concluded = conclude(store, recipe.name, recipe.digest(), answers, recipe.study, recipe.seed)
     study = Study.model_validate_json(opened.read(concluded.ref.key))
     return StudyResult(study=study, key=concluded.ref.key, uri=opened.uri(concluded.ref.key))
@@ -55,32 +62,62 @@ def of_fold(recipe: Recipe, folds: int, fold: int) -> Recipe:
     return recipe.model_copy(update={"name": f"{recipe.name}-fold{fold}", "screen": screen})
 
 
-def _answer(recipe: Recipe, number: int, store: str, seeds: int) -> Answers:
+def _external(recipe: Recipe, store: str) -> Ref | None:
+    """The scans of the other dataset that everybody is tested on; marked ones too, because nothing learns from them."""
+    other = recipe.study.external
+    if other is None:
+        return None
+    return ingest(store, other, ScreenParams(px=recipe.screen.px, keep_marked=True), recipe.seed).ref
+
+
+def _answer(recipe: Recipe, number: int, store: str, seeds: int, external: Ref | None) -> Answers:
     done: list[Done] = []
     made = make(recipe, store, done)
     facts = _facts(recipe, number, store, made, done)
-    fold = Fold(scans=made.scans, shards=made.shards, curated=made.curated)
-    params, trainings = recipe.study, [recipe.seed + 100 * k for k in range(seeds)]
+    fold = Fold(scans=made.scans, shards=made.shards, curated=made.curated, external=external)
+    params = recipe.study
     looked = {view: params.detector.model_copy(update={"view": view}) for view in params.views}
     if params.controls:
         looked |= {POSITIVE_CONTROL: params.detector, NEGATIVE_CONTROL: params.detector}
     detected = {what: detect(store, fold, what, own, recipe.seed).ref for what, own in looked.items()}
-    segmented = {
-        arm.name: [segment(store, fold, arm, params.unet, seed).ref for seed in trainings] for arm in params.arms
-    }
-    classified = {
-        arm.name: [classify(store, fold, arm, params.classifier, seed).ref for seed in trainings] for arm in params.arms
+    trials = params.trials(recipe.seed, seeds)
+    with ThreadPoolTaskRunner(max_workers=recipe.runner.workers) as runner:
+
+        def ask(task: Task[Any, Done], one: Record | None, of: list[dict[str, object]]) -> list[Ref]:
+            if one is None:
+                return []
+            asked = [runner.submit(task, {"store_url": store, "fold": fold, "params": one, **about}) for about in of]
+            what = f"{task.name}, fold {number}"
+            with track(what, len(asked), "trainings"):
+                return [_counted(future.result(), what) for future in asked]
+
+        about: list[dict[str, object]] = [{"trial": trial} for trial in trials]
+        drawn = ask(segment, params.unet, about)
+        prompted = [{**one, "drawn": ref} for one, ref in zip(about, drawn, strict=True)]
+        found = {
+            "segmentation": drawn,
+            "SAM": ask(segment_by_sam, params.sam, prompted),
+            "classification": ask(classify, params.classifier, about),
+        }
+    answered = {
+        task: [Answered(trial=trial, ref=ref) for trial, ref in zip(trials, refs, strict=True)]
+        for task, refs in found.items()
+        if refs
     }
     return Answers(
         made=fold,
         real=made.real,
         scores=made.scores,
-        segmented=segmented,
-        classified=classified,
+        answered=answered,
         detected=detected,
         copied=find_copies(store, fold).ref,
         facts=facts,
     )
+
+
+def _counted(done: Done, what: str) -> Ref:
+    advance(what, 1)
+    return done.ref
 
 
 def _facts(recipe: Recipe, fold: int, store: str, made: Made, done: list[Done]) -> FoldFacts:

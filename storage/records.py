@@ -90,6 +90,8 @@ class Outcome(Record):
     """How the planned samples ended, and what the kept ones score.
 
     `rejected` counts every rejected sample once, under its first reason: planned = kept + sum(rejected) + failed.
+    `gate` is pass where every limit on the set holds with its whole interval, warn where only the value holds, else
+    fail: a failed set is not published. `warnings` say what only just held, `advice` what would change that.
     """
 
     planned: int = Field(ge=0, le=10**12)
@@ -97,6 +99,9 @@ class Outcome(Record):
     rejected: dict[str, Annotated[int, Field(ge=0, le=10**12)]]
     failed: int = Field(ge=0, le=10**12)
     scores: list[SetScore]
+    gate: Literal["pass", "warn", "fail"] = "pass"
+    warnings: list[str] = []
+    advice: list[str] = []
 
 
 class Written(Record):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from prefect import task
 
@@ -13,13 +14,13 @@ from storage.records import Ref
 from storage.store import Store
 from tasks.connect import open_store
 from tasks.curate import Curation
-from tasks.quality import SET_SCORES, features, gain
+from tasks.quality import SET_SCORES, gain
 from tasks.quality.detector import Detection
 from tasks.quality.evidence import SetEvidence
 from tasks.quality.separability import area_with_interval
 from tasks.report.ablation import Ablation, Interval, Row, markdown
 from tasks.reuse import Done, reuse
-from tasks.score import EXTRACTOR
+from tasks.score import origins
 from tasks.synthesize import MILLISECONDS
 
 ALGORITHM = 1
@@ -56,7 +57,7 @@ def describe_variant(
             made=len(made),
             acceptance=_interval(gain.mean(kept), groups, seed),
             detector_auc=_detector(store.open_table(detected.key).to_pandas(), seed),
-            kid=_kid(store.open_table(real.key).to_pandas(), made, seed),
+            kid=_kid(store.open_table(real.key), made, seed),
             segmenter_dice=_median(verdicts, "segmenter_dice", groups, seed),
             contrast=_median(verdicts, "lesion_contrast", groups, seed),
             seconds=float(np.median(times)) if times else None,  # the first shard also loads the model
@@ -99,7 +100,8 @@ def _detector(judged: pd.DataFrame, seed: int) -> Interval:
     return Interval(value=value, low=low, high=high)
 
 
-def _kid(real: pd.DataFrame, made: pd.DataFrame, seed: int) -> Interval:
+def _kid(described: pa.Table, made: pd.DataFrame, seed: int) -> Interval:
+    real = described.to_pandas()
     held_out = real[real["split"] != "train"]
     if min(len(held_out), len(made)) < 2:
         return Interval()
@@ -108,7 +110,7 @@ def _kid(real: pd.DataFrame, made: pd.DataFrame, seed: int) -> Interval:
         synthetic=_features(made),
         real_groups=[str(group) for group in held_out["group"]],
         synthetic_groups=[str(group) for group in made["group"]],
-        extractor=features.load(EXTRACTOR).identity,
+        extractor=origins(described).features,
         seed=seed,
     )
     score = SET_SCORES["kid"](evidence)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
-from storage.records import SetScore
+from storage.records import Outcome, SetScore
 
 PUBLIC_URL = "SONOFORGE_PUBLIC_URL"
 """Environment variable: where a web server shows the store; with it, pages link and show files by http."""
@@ -24,6 +24,9 @@ def announce_scores(dataset: str, scores: Sequence[SetScore]) -> None:
             "95 % interval": _interval(score.low, score.high),
             "real vs real": None if score.floor is None else round(score.floor, 4),
             "real vs real 95 %": _interval(score.floor_low, score.floor_high),
+            "× its floor": None if score.over_floor is None else round(score.over_floor, 2),
+            "p": score.p,
+            "damaged on purpose": score.control,
             "N real": score.n_real,
             "N synthetic": score.n_synthetic,
             "extractor": score.extractor,
@@ -32,6 +35,16 @@ def announce_scores(dataset: str, scores: Sequence[SetScore]) -> None:
         for score in scores
     ]
     create_table_artifact(rows, key=f"{_key(dataset)}-scores", description=f"Set scores of {dataset}")
+
+
+def announce_gate(dataset: str, outcome: Outcome, problems: Sequence[str] = ()) -> None:
+    """Put the gate's verdict on the run's page: what it found, and what would change that."""
+    if not _is_run():
+        return
+    lists = (("Problems", problems), ("Warnings", outcome.warnings), ("What would change that", outcome.advice))
+    text = f"# {dataset}: {outcome.gate}\n\n{outcome.kept} of {outcome.planned} planned samples kept.\n"
+    text += "".join(f"\n## {title}\n\n" + "".join(f"- {line}\n" for line in lines) for title, lines in lists if lines)
+    create_markdown_artifact(text, key=f"{_key(dataset)}-gate", description=f"Gate of {dataset}: {outcome.gate}")
 
 
 def announce_samples(dataset: str, sheet: bytes, sheet_key: str, report_key: str) -> None:

@@ -1,7 +1,8 @@
 """Conclude: from the answers of all folds to a study's numbers, each with N and interval."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,30 +16,37 @@ from storage.store import Store
 from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.ingest import kept_scans
-from tasks.quality import SET_SCORES, features, gain
+from tasks.quality import SET_SCORES, gain
+from tasks.quality.arms import Trial
 from tasks.quality.detector import Detection
 from tasks.quality.evidence import SetEvidence
 from tasks.quality.separability import area_with_interval, permutation_p
+from tasks.report import study_page
 from tasks.report.study import Estimate, FoldFacts, Study, markdown
 from tasks.reuse import Done, reuse
-from tasks.score import EXTRACTOR
-from tasks.study import Fold, StudyParams, kept_samples
+from tasks.score import origins
+from tasks.study import EXTERNAL, HELD_OUT, Fold, StudyParams, kept_samples
 
-ALGORITHM = 1
+ALGORITHM = 2
 STEP = "study"
 SET_MEASURES = ("kid", "fid")
-DICE, F1, AREA = "segmentation, mean Dice", "segmentation, pixel F1", "classification, AUC"
 DETECTED, COPIED = "real or synthetic, AUC", "copies, share"
 
 
+class Answered(Record):
+    """A trial and the table of what its network answered."""
+
+    trial: Trial
+    ref: Ref
+
+
 class Answers(Record):
-    """What was answered on one fold. The arms' tables are listed by seed."""
+    """What was answered on one fold; `answered` by task."""
 
     made: Fold
     real: Ref
     scores: list[Ref]
-    segmented: dict[str, list[Ref]]
-    classified: dict[str, list[Ref]]
+    answered: dict[str, list[Answered]]
     detected: dict[str, Ref]
     copied: Ref
     facts: FoldFacts
@@ -46,7 +54,7 @@ class Answers(Record):
     @property
     def digests(self) -> list[str]:
         """Of everything."""
-        arms = [ref for refs in (*self.segmented.values(), *self.classified.values()) for ref in refs]
+        arms = [one.ref for several in self.answered.values() for one in several]
         refs = [self.real, *self.scores, *arms, *self.detected.values(), self.copied]
         return [*self.made.digests, *(ref.sha256 for ref in refs)]
 
@@ -55,30 +63,30 @@ class Answers(Record):
 def conclude(
     store_url: str, recipe: str, recipe_digest: str, answers: Sequence[Answers], params: StudyParams, seed: int
 ) -> Done:
-    """Work out the numbers of all folds; the Ref is study.json, with study.md and answers.parquet beside it."""
+    """Work out the numbers of all folds; the Ref is study.json, with study.html, study.md and answers.parquet
+    beside it."""
     store = open_store(store_url)
-    seeds = max(len(refs) for refs in answers[0].segmented.values())
+    seeds = len({one.trial.seed for one in answers[0].answered["segmentation"]})
+    plain = params.model_dump(mode="json", exclude={"external": {"root"}, "sam": {"weights"}})
 
     def make(key: str) -> Ref:
         tables = {
-            "segmentation": _arms(store, answers, "segmented"),
-            "classification": _arms(store, answers, "classified"),
+            **{name: _trials(store, answers, name) for name in answers[0].answered},
             "detection": _detected(store, answers),
             "copies": _copied(store, answers),
         }
         estimates: list[Estimate] = []
         for fold in (None, *(answer.facts.fold for answer in answers)):
             own = {name: _of_fold(table, fold) for name, table in tables.items()}
-            names = [arm.name for arm in params.arms]
             estimates += _detection(own["detection"], list(answers[0].detected), fold, params, seed)
             estimates += _set_scores(store, answers, fold, seed)
-            estimates += _segmentation(own["segmentation"], names, fold, params, seed)
-            estimates += _classification(own["classification"], names, fold, params, seed)
+            for name in answers[0].answered:
+                estimates += compare(own[name], name, fold, params, seed)
             estimates += _copies(own["copies"], fold, params, seed)
         study = Study(
             recipe=recipe,
             recipe_digest=recipe_digest,
-            params=params.model_dump(mode="json"),
+            params=plain,
             folds=len(answers),
             seeds=seeds,
             facts=[answer.facts for answer in answers],
@@ -88,27 +96,34 @@ def conclude(
         table = pa.Table.from_pandas(everything, preserve_index=False)
         store.put_table(keys.step_file(STEP, key, "answers.parquet"), table)
         store.put(keys.step_file(STEP, key, "study.md"), markdown(study).encode())
+        store.put(keys.step_file(STEP, key, "study.html"), study_page.render(study).encode())
         data, where = keys.canonical_json(study), keys.step_file(STEP, key, "study.json")
         store.put(where, data)
         return Ref(key=where, sha256=hashlib.sha256(data).hexdigest(), rows=len(estimates))
 
-    described = {"recipe": recipe, "digest": recipe_digest, "params": params, "seed": seed,
+    described = {"recipe": recipe, "digest": recipe_digest, "params": plain, "seed": seed,
                  "facts": [answer.facts.model_dump(mode="json") for answer in answers]}  # fmt: skip
     inputs = [digest for answer in answers for digest in answer.digests]
     return reuse(store, STEP, ALGORITHM, described, inputs, make)
 
 
-def _arms(store: Store, answers: Sequence[Answers], which: str) -> pd.DataFrame:
-    """All rows of one task, with fold, seed and arm."""
-    return pd.concat(
-        [
-            store.open_table(ref.key).to_pandas().assign(fold=answer.facts.fold, seed=seed, arm=arm)
-            for answer in answers
-            for arm, refs in getattr(answer, which).items()
-            for seed, ref in enumerate(refs)
-        ],
-        ignore_index=True,
-    )
+def _trials(store: Store, answers: Sequence[Answers], task: str) -> pd.DataFrame:
+    """All rows of one task, with fold and seed, arm and regime, and how many images were learned from."""
+    frames = [
+        store.open_table(one.ref.key)
+        .to_pandas()
+        .assign(
+            fold=answer.facts.fold,
+            seed=one.trial.seed,
+            arm=one.trial.arm.name,
+            regime=one.trial.regime.real_images if one.trial.arm.real else 0.0,
+            n_real=one.ref.counts["real"],
+            n_synthetic=one.ref.counts["synthetic"],
+        )
+        for answer in answers
+        for one in answer.answered[task]
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["fold", "arm", "regime", "tested"])
 
 
 def _detected(store: Store, answers: Sequence[Answers]) -> pd.DataFrame:
@@ -133,73 +148,88 @@ def _of_fold(table: pd.DataFrame, fold: int | None) -> pd.DataFrame:
     return table if fold is None else table[table["fold"] == fold]
 
 
-def _segmentation(
-    table: pd.DataFrame, names: Sequence[str], fold: int | None, params: StudyParams, seed: int
-) -> Iterator[Estimate]:
-    """Mean Dice and pooled F1 of every arm, and what each is better by than the first."""
-    arms = _aligned(table, names)
-    measures: dict[str, Callable[[pd.DataFrame], gain.Statistic]] = {DICE: _mean_dice, F1: _pixel_f1}
-    for measure, statistic in measures.items():
-        yield from _compared(measure, {name: statistic(rows) for name, rows in arms.items()}, arms, fold, params, seed)
-
-
-def _mean_dice(rows: pd.DataFrame) -> gain.Statistic:
-    hit, total = _numbers(rows, "hit"), _numbers(rows, "drawn") + _numbers(rows, "truth")
-    return gain.mean(2 * hit / np.maximum(total, 1))
-
-
-def _pixel_f1(rows: pd.DataFrame) -> gain.Statistic:
-    return gain.pooled_f1(_numbers(rows, "hit"), _numbers(rows, "drawn"), _numbers(rows, "truth"))
-
-
-def _classification(
-    table: pd.DataFrame, names: Sequence[str], fold: int | None, params: StudyParams, seed: int
-) -> Iterator[Estimate]:
-    """AUC of every arm, and what each is better by than the first."""
-    arms = _aligned(table, names)
-    statistics = {
-        name: gain.area(
-            _numbers(rows, "probability"),
-            rows["positive"].to_numpy(np.bool_),
-            (1000 * rows["fold"] + rows["seed"]).to_numpy(np.intp),
-        )
-        for name, rows in arms.items()
-    }
-    return _compared(AREA, statistics, arms, fold, params, seed)
-
-
-def _aligned(table: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Rows of every arm in the same order, so that one draw of weights serves all."""
-    by = ["fold", "seed", "id"]
-    return {name: table[table["arm"] == name].sort_values(by, ignore_index=True) for name in names}
-
-
-def _compared(
-    measure: str,
-    statistics: Mapping[str, gain.Statistic],
-    arms: Mapping[str, pd.DataFrame],
-    fold: int | None,
-    params: StudyParams,
-    seed: int,
-) -> Iterator[Estimate]:
-    """Every arm's number, then the paired difference of each with the first."""
-    first, *others = statistics
-    asked = {name: statistics[name] for name in statistics}
-    asked |= {_named(other, others): gain.difference(statistics[other], statistics[first]) for other in others}
-    rows = arms[first]
-    groups, images = [str(group) for group in rows["group"]], int(rows["id"].nunique())
-    for arm, statistic in asked.items():
-        if not len(rows):
-            yield Estimate(
-                measure=measure, arm=arm, fold=fold, value=None, n=0, note="no test image that it applies to"
-            )
+def compare(table: pd.DataFrame, task: str, fold: int | None, params: StudyParams, seed: int) -> Iterator[Estimate]:
+    """Every arm's numbers in every regime, then the paired difference of each with the first arm of the regime."""
+    for tested in (HELD_OUT, EXTERNAL):
+        of_tested = table[table["tested"] == tested]
+        if tested == EXTERNAL and not len(of_tested):
             continue
-        found = gain.bootstrap(statistic, groups, params.resamples, np.random.default_rng([seed, 20]))
-        yield _estimate(measure, arm, fold, found, images)
+        for regime in sorted({0.0, *(regime.real_images for regime in params.regimes)}, key=_images_of(of_tested)):
+            arms = {
+                arm.name: of_tested[(of_tested["arm"] == arm.name) & (of_tested["regime"] == regime)]
+                for arm in params.arms
+                if arm.real == (regime > 0)
+            }
+            about = {"fold": fold, "tested": tested, "regime": regime}
+            for name, rows in arms.items():
+                for measure, statistic in statistics_of(task, rows).items():
+                    yield _estimated(statistic, rows, params, seed, measure=measure, arm=name, **about)
+            if regime == 0:
+                continue
+            first, *others = arms
+            for other in others:
+                before, after = _paired(arms[first], arms[other])
+                both = statistics_of(task, before), statistics_of(task, after)
+                for measure in both[0]:
+                    gained = gain.difference(both[1][measure], both[0][measure])
+                    yield _estimated(gained, after, params, seed, measure=measure, arm=other, over=first, **about)
 
 
-def _named(other: str, others: Sequence[str]) -> str:
-    return "difference" if len(others) == 1 else f"{other}, difference"
+def statistics_of(task: str, rows: pd.DataFrame) -> dict[str, gain.Statistic]:
+    """What is measured on the answers of one task, by name."""
+    if task == "classification":
+        if not len(rows):
+            return {"classification, AUC": _nothing}
+        model = (1000 * rows["fold"] + rows["seed"]).to_numpy(np.intp)
+        area = gain.area(_numbers(rows, "probability"), rows["positive"].to_numpy(np.bool_), model)
+        return {"classification, AUC": area}
+    if not len(rows):
+        return {f"{task}, mean Dice": _nothing, f"{task}, pixel F1": _nothing}
+    hit, drawn, truth = (_numbers(rows, column) for column in ("hit", "drawn", "truth"))
+    return {
+        f"{task}, mean Dice": gain.mean(2 * hit / np.maximum(drawn + truth, 1)),
+        f"{task}, pixel F1": gain.pooled_f1(hit, drawn, truth),
+    }
+
+
+def _nothing(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.full(len(weights), np.nan)
+
+
+def _images_of(table: pd.DataFrame) -> Callable[[float], float]:
+    """From a regime to the mean number of real images in it, for sorting; none at all comes last."""
+    found = table.groupby("regime")["n_real"].mean().to_dict() if len(table) else {}
+    return lambda regime: float(found.get(regime, regime)) if regime else np.inf
+
+
+def _paired(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of two arms about the same images by the same folds and seeds, in the same order: one draw of weights
+    serves both."""
+    by = ["fold", "seed", "id"]
+    common = before[by].merge(after[by])
+    return common.merge(before, on=by), common.merge(after, on=by)
+
+
+def _estimated(statistic: gain.Statistic, rows: pd.DataFrame, params: StudyParams, seed: int, **about: Any) -> Estimate:
+    if not len(rows):
+        return Estimate(value=None, n=0, note="nothing to learn from, or no test image that it applies to", **about)
+    groups = [str(group) for group in rows["group"]]
+    trainings = [f"{fold}-{number}" for fold, number in zip(rows["fold"], rows["seed"], strict=True)]
+    found = gain.bootstrap(statistic, groups, params.resamples, np.random.default_rng([seed, 20]), trainings)
+    value, low, high = (number if np.isfinite(number) else None for number in found)
+    better = int((gain.by_training(statistic, trainings) > 0).sum()) if "over" in about else None
+    return Estimate(
+        value=value,
+        low=low,
+        high=high,
+        n=int(rows["id"].nunique()),
+        trainings=len(set(trainings)),
+        better=better,
+        real_images=float(rows["n_real"].mean()),
+        synthetic_images=float(rows["n_synthetic"].mean()),
+        note="" if value is not None else "one label alone",
+        **about,
+    )
 
 
 def _detection(
@@ -300,7 +330,7 @@ def _pooled_evidence(store: Store, answers: Sequence[Answers], seed: int) -> Set
         synthetic=np.stack([np.asarray(vector, np.float64) for vector in made["features"]]),
         real_groups=[str(group) for group in real["group"]],
         synthetic_groups=[str(group) for group in made["group"]],
-        extractor=features.load(EXTRACTOR).identity,
+        extractor=origins(store.open_table(answers[0].real.key, [])).features,
         seed=seed,
     )
 

@@ -9,20 +9,67 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 from prefect import task
+from pydantic import Field
 
 from storage import keys
-from storage.records import LEDGER_FIELDS, Outcome, Ref, SetScore
+from storage.records import LEDGER_FIELDS, Outcome, Record, Ref, SetScore
+from storage.store import Store
 from tasks.connect import open_store
-from tasks.quality import SET_SCORES, curate, features
-from tasks.quality.curate import GateParams, Threshold
-from tasks.quality.detector import Detection
-from tasks.quality.evidence import SetEvidence
+from tasks.detect import WHOLE_SET, with_detection
+from tasks.gather import MOST, Scored, score_set
+from tasks.quality import LOWER_IS_BETTER, SET_SCORES, detector, gate, quotas, selection, thresholds
+from tasks.quality.gate import Decision, GateParams
+from tasks.quality.quotas import ATTRIBUTES, Filled, Quotas
+from tasks.quality.selection import SelectParams
+from tasks.quality.thresholds import Threshold
 from tasks.reuse import Done, reuse
-from tasks.score import EXTRACTOR, WHOLE_SET
 
-ALGORITHM = 2
+ALGORITHM = 3
 STEP = "curate"
-FLOOR_SIDES = ("floor a", "floor b")
+_KEPT, _REJECTED, _FAILED = "kept", "rejected", "failed"
+_VARIETY = "coverage"
+
+
+class CurateParams(Record):
+    """What stays, and what the set that stays must reach."""
+
+    thresholds: list[Threshold] = Field(default=[])
+    quotas: Quotas | None = None
+    select: SelectParams | None = None
+    gate: GateParams = GateParams()
+    set_scores: list[str]
+    image_scores: list[str]
+
+
+class Change(Record):
+    """One score of the set before and after samples were left out, against images that the choice never saw."""
+
+    name: str
+    before: SetScore
+    after: SetScore
+
+
+class Selection(Record):
+    """What a greedy selection did.
+
+    `before` and `after` are the distance `by` to the `against` training images that it was chosen against; `held_out`
+    says the same, and coverage, against held-out images. `labels` are how many samples it chose from and how many
+    stayed.
+    """
+
+    by: str
+    candidates: int
+    kept: int
+    labels: dict[str, tuple[int, int]]
+    against: int
+    before: float
+    after: float
+    held_out: list[Change]
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the candidates that stayed."""
+        return self.kept / self.candidates
 
 
 class Curation(Outcome):
@@ -35,6 +82,8 @@ class Curation(Outcome):
     table: Ref
     thresholds: list[Threshold]
     problems: list[str]
+    quotas: list[Filled] = Field(default=[])
+    selection: Selection | None = None
 
 
 @task(name="curate")
@@ -43,141 +92,165 @@ def curate_set(
     scores: Sequence[Ref],
     detection: Ref,
     real: Ref,
-    thresholds: list[Threshold],
-    gate: GateParams,
-    set_scores: Sequence[str],
-    image_scores: Sequence[str],
+    params: CurateParams,
     seed: int,
+    audits: Sequence[Ref] = (),
 ) -> Done:
-    """Decide on every sample, then on the set; the Ref is a `Curation`."""
+    """Decide on every sample, then on the set; the Ref is a `Curation`.
+
+    `audits` are set scores that others found, about the adapters say, each a JSON of its own. In memory are the scores
+    of every planned sample, and the features of a bounded number.
+    """
     store = open_store(store_url)
 
     def make(key: str) -> Ref:
-        samples = pd.concat([store.open_table(ref.key).to_pandas() for ref in scores]).sort_values("id")
-        judged = store.open_table(detection.key).to_pandas()
-        reals = store.open_table(real.key).to_pandas()
-        samples, reals = _with_detection(samples, judged, "synthetic"), _with_detection(reals, judged, "real")
-        resolved = _resolved(reals, thresholds, image_scores)
-        decided = _decide(samples, resolved, image_scores)
-        kept = decided[decided["verdict"] == "kept"]
-        scored = _score_set(set_scores, kept, reals, judged, seed)
-        problems = curate.gate(scored, gate, len(kept))
-        rejected = Counter(
-            reasons[0].split(" ")[0] for reasons in decided.loc[decided["verdict"] == "rejected", "reasons"]
-        )
-        file = keys.step_file(STEP, key, "verdicts.parquet")
-        table = _table(decided, image_scores)
-        curation = Curation(
-            table=Ref(key=file, sha256=store.put_table(file, table), rows=table.num_rows),
-            planned=len(decided),
-            kept=len(kept),
-            rejected=dict(sorted(rejected.items())),
-            failed=int((decided["verdict"] == "failed").sum()),
-            scores=scored,
-            thresholds=resolved,
-            problems=problems,
-        )
+        audited = [SetScore.model_validate_json(store.read(audit.key)) for audit in audits]
+        curation = _curation(store, key, Scored(store, scores, real, detection, seed), params, audited)
         data = keys.canonical_json(curation)
         where = keys.step_file(STEP, key, "curation.json")
         store.put(where, data)
-        return Ref(key=where, sha256=hashlib.sha256(data).hexdigest(), rows=len(decided), counts={"kept": len(kept)})
+        counts = {_KEPT: curation.kept}
+        return Ref(key=where, sha256=hashlib.sha256(data).hexdigest(), rows=curation.planned, counts=counts)
 
-    params: dict[str, object] = {
-        "thresholds": [threshold.model_dump(mode="json") for threshold in thresholds],
-        "gate": gate.model_dump(mode="json"),
-        "set_scores": list(set_scores),
-        "image_scores": list(image_scores),
-        "seed": seed,
-    }
-    inputs = [real.sha256, detection.sha256, *(ref.sha256 for ref in scores)]
-    return reuse(store, STEP, ALGORITHM, params, inputs, make)
+    inputs = [real.sha256, detection.sha256, *(ref.sha256 for ref in (*scores, *audits))]
+    return reuse(store, STEP, ALGORITHM, {"params": params.model_dump(mode="json"), "seed": seed}, inputs, make)
 
 
-def _with_detection(rows: pd.DataFrame, judged: pd.DataFrame, side: str) -> pd.DataFrame:
-    """`rows` with their out-of-fold probability of being synthetic; NaN where the detector never saw them."""
-    own = judged[judged["side"] == side].set_index("id")["probability"]
-    return rows.assign(**{WHOLE_SET: rows["id"].map(own).astype(np.float32)})
+def _curation(store: Store, key: str, scored: Scored, params: CurateParams, audited: Sequence[SetScore]) -> Curation:
+    names = params.image_scores
+    tabled = [name for name in names if name != WHOLE_SET]
+    samples = with_detection(scored.samples(["group", "failure", *ATTRIBUTES, *tabled]), scored.judged, "synthetic")
+    reals = with_detection(scored.reals(["group", "label", "split", *tabled]), scored.judged, "real")
+    values = {name: samples[name].to_numpy(np.float32) for name in names}
+    attributes = {name: _texts(samples[name]) for name in ATTRIBUTES}
+    failed = samples["failure"].notna().to_numpy(np.bool_)
+
+    limits = _resolved(reals, params.thresholds, names)
+    limited = thresholds.judge(values, limits)
+    reasons = [[failure] if failure else own for failure, own in zip(_texts(samples["failure"]), limited, strict=True)]
+    passed = _empty(reasons)
+    if params.quotas is not None:
+        best = params.quotas.best
+        full = quotas.overfull(params.quotas, attributes, values[best], best in LOWER_IS_BETTER, passed)
+        reasons = [[reason] if reason else own for reason, own in zip(full, reasons, strict=True)]
+    chosen, known = None, Decision()
+    if params.select is not None:
+        chosen, known = _select(scored, samples, reals, reasons, params.select)
+    kept = _empty(reasons)
+
+    held_out, train = reals[reals["split"] != "train"], reals[reals["split"] == "train"]
+    scores = [*score_set(scored, params.set_scores, samples[kept], held_out, train), *audited]
+    filled = quotas.filled(params.quotas, attributes, passed, kept) if params.quotas is not None else []
+    decision = gate.gate(scores, params.gate, len(samples), int(kept.sum()), filled, known)
+    missing = params.gate.min_kept - int(kept.sum())
+    relaxed = thresholds.relaxed(values, limits, limited, missing) if missing > 0 else []
+
+    verdicts = np.where(failed, _FAILED, np.where(kept, _KEPT, _REJECTED))
+    rejected = Counter(thresholds.cause(reasons[row][0]) for row in np.flatnonzero(verdicts == _REJECTED))
+    file, table = keys.step_file(STEP, key, "verdicts.parquet"), _table(samples, names, verdicts, reasons)
+    return Curation(
+        table=Ref(key=file, sha256=store.put_table(file, table), rows=table.num_rows),
+        planned=len(samples),
+        kept=int(kept.sum()),
+        rejected=dict(sorted(rejected.items())),
+        failed=int(failed.sum()),
+        scores=scores,
+        gate=decision.verdict,
+        warnings=decision.warnings,
+        advice=[*decision.advice, *relaxed],
+        thresholds=limits,
+        problems=decision.problems,
+        quotas=filled,
+        selection=chosen,
+    )
 
 
-def _resolved(reals: pd.DataFrame, thresholds: list[Threshold], names: Sequence[str]) -> list[Threshold]:
+def _resolved(reals: pd.DataFrame, asked: list[Threshold], names: Sequence[str]) -> list[Threshold]:
     """The thresholds with quantiles of held-out real scans turned into values."""
     held_out = reals[reals["split"] != "train"]
     values = {name: held_out[name].to_numpy(np.float32) for name in names if name != WHOLE_SET}
     if WHOLE_SET in names:  # the detector's numbers on real images exist for the training split alone
         values[WHOLE_SET] = reals[WHOLE_SET].to_numpy(np.float32)
-    return curate.resolve(thresholds, values)
+    return thresholds.resolve(asked, values)
 
 
-def _decide(samples: pd.DataFrame, thresholds: list[Threshold], names: Sequence[str]) -> pd.DataFrame:
-    """`samples` with `verdict` and `reasons`."""
-    reasons = curate.judge({name: samples[name].to_numpy(np.float32) for name in names}, thresholds)
-    failures = [failure if isinstance(failure, str) else None for failure in samples["failure"]]
-    verdicts = ["failed" if f else "rejected" if r else "kept" for f, r in zip(failures, reasons, strict=True)]
-    listed = [[f] if f else r for f, r in zip(failures, reasons, strict=True)]
-    return samples.assign(verdict=verdicts, reasons=pd.Series(listed, index=samples.index, dtype=object))
+def _select(
+    scored: Scored, samples: pd.DataFrame, reals: pd.DataFrame, reasons: list[list[str]], params: SelectParams
+) -> tuple[Selection | None, Decision]:
+    """Leave samples out of those without reasons, and give them one; what was done, and what is wrong with it.
+
+    Chosen against training images and measured on held-out ones. More than `selection.BLOCK` candidates are chosen
+    from block by block, in order of id.
+    """
+    candidates = np.flatnonzero(_empty(reasons))
+    train = reals[reals["split"] == "train"]
+    train = train.iloc[detector.sample(list(train["group"]), MOST, scored.seed)]
+    against = scored.features([scored.real], list(train["id"]))
+    blocks = np.array_split(candidates, max(1, -(-len(candidates) // selection.BLOCK)))
+    try:
+        selection.refuse_few(params, len(blocks[-1]), len(against), against.shape[1])
+    except ValueError as error:
+        return None, Decision(problems=[str(error)])
+    label, groups = samples["label"].to_numpy(str), [str(group) for group in train["group"]]
+    found: list[selection.Chosen] = []
+    for block in blocks:
+        features = scored.features(scored.holding(block), list(samples["id"].iloc[block]))
+        found.append(selection.select(features, against, label[block].tolist(), groups, params, scored.seed))
+    stays = np.concatenate([part.kept for part in found])
+    for row in candidates[~stays].tolist():
+        reasons[row].append(f"not selected: {params.by} is lower without it")
+    sizes = [len(block) for block in blocks]
+    chosen = Selection(
+        by=params.by,
+        candidates=len(candidates),
+        kept=int(stays.sum()),
+        labels={
+            str(name): (int((label[candidates] == name).sum()), int((label[candidates[stays]] == name).sum()))
+            for name in np.unique(label[candidates])
+        },
+        against=len(against),
+        before=float(np.average([part.before for part in found], weights=sizes)),
+        after=float(np.average([part.after for part in found], weights=sizes)),
+        held_out=_changes(scored, samples.iloc[candidates], stays, reals, params),
+    )
+    return chosen, Decision(warnings=[doubt for change in chosen.held_out for doubt in _doubts(change)])
 
 
-def _score_set(
-    names: Sequence[str], kept: pd.DataFrame, reals: pd.DataFrame, judged: pd.DataFrame, seed: int
-) -> list[SetScore]:
-    """Every set score of the kept samples, against held-out scans; the detector's against training scans."""
-    held_out, train = reals[reals["split"] != "train"], reals[reals["split"] == "train"]
-    identity = features.load(EXTRACTOR).identity
-    scored: list[SetScore] = []
-    for name in names:
-        real = train if name == "detector_auc" else held_out
-        if min(len(kept), len(real)) < 2:
-            note = f"refused: {len(kept)} kept and {len(real)} real images, at least 2 of each are needed"
-            scored.append(
-                SetScore(
-                    name=name,
-                    value=None,
-                    low=None,
-                    high=None,
-                    n_real=len(real),
-                    n_synthetic=len(kept),
-                    extractor=identity,
-                    note=note,
-                )
-            )
-            continue
-        detected = name == "detector_auc"
-        evidence = SetEvidence(
-            real=_features(real),
-            synthetic=_features(kept),
-            real_groups=list(real["group"]),
-            synthetic_groups=list(kept["group"]),
-            extractor=identity,
-            seed=seed,
-            detection=_detection(judged, {"real": real, "synthetic": kept}) if detected else None,
-            floor_detection=_floor(judged) if detected else None,
-        )
-        scored.append(SET_SCORES[name](evidence))
-    return scored
+def _changes(
+    scored: Scored, candidates: pd.DataFrame, stays: NDArray[np.bool_], reals: pd.DataFrame, params: SelectParams
+) -> list[Change]:
+    """The distance and the coverage before and after, against held-out images."""
+    held_out = reals[reals["split"] != "train"]
+    names = [name for name in (params.by, _VARIETY) if name in SET_SCORES]
+    sides = [score_set(scored, names, rows, held_out, held_out) for rows in (candidates, candidates[stays])]
+    return [Change(name=a.name, before=a, after=b) for a, b in zip(*sides, strict=True)]
 
 
-def _features(rows: pd.DataFrame) -> NDArray[np.float64]:
-    return np.stack([np.asarray(vector, np.float64) for vector in rows["features"]])
+def _doubts(change: Change) -> list[str]:
+    """What is wrong with leaving samples out: variety that is lost, a distance that is no lower to unseen images."""
+    before, after = change.before, change.after
+    if before.value is None or after.value is None:
+        return []
+    moved = f"{change.name} against held-out images went from {before.value:.3g} to {after.value:.3g} by selection"
+    if change.name == _VARIETY:
+        lost = before.low is not None and after.high is not None and after.high < before.low
+        return [f"{moved}: variety is lost, raise select.least"] if lost else []
+    return [f"{moved}: it fits the training images alone"] if after.value >= before.value else []
 
 
-def _detection(judged: pd.DataFrame, sides: Mapping[str, pd.DataFrame]) -> Detection:
-    """The detector's answers on the rows of each side, in their order."""
-    answers: list[NDArray[np.float32]] = []
-    folds: list[NDArray[np.intp]] = []
-    for side, rows in sides.items():
-        own = judged[judged["side"] == side].set_index("id").loc[list(rows["id"])]
-        answers.append(own["probability"].to_numpy(np.float32))
-        folds.append(own["fold"].to_numpy(np.intp))
-    return Detection(answers[0], answers[1], folds[0], folds[1])
+def _empty(reasons: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    return np.array([not own for own in reasons], np.bool_)
 
 
-def _floor(judged: pd.DataFrame) -> Detection | None:
-    sides = {side: judged[judged["side"] == side] for side in FLOOR_SIDES}
-    return _detection(judged, sides) if all(len(rows) for rows in sides.values()) else None
+def _texts(column: "pd.Series[str]") -> list[str | None]:
+    return [str(value) if there else None for value, there in zip(column, column.notna(), strict=True)]
 
 
-def _table(decided: pd.DataFrame, names: Sequence[str]) -> pa.Table:
-    columns: dict[str, pa.Array] = {"id": pa.array(list(decided["id"]), pa.string())}
-    columns |= {name: pa.array(decided[name].to_numpy(np.float32), pa.float32(), from_pandas=True) for name in names}
-    columns |= {name: pa.array(list(decided[name]), kind) for name, kind in LEDGER_FIELDS}
+def _table(
+    samples: pd.DataFrame, names: Sequence[str], verdicts: NDArray[np.str_], reasons: Sequence[Sequence[str]]
+) -> pa.Table:
+    decided: Mapping[str, Sequence[object]] = {"verdict": verdicts.tolist(), "reasons": reasons}
+    columns: dict[str, pa.Array] = {"id": pa.array(list(samples["id"]), pa.string())}
+    columns |= {name: pa.array(samples[name].to_numpy(np.float32), pa.float32(), from_pandas=True) for name in names}
+    columns |= {name: pa.array(decided[name], kind) for name, kind in LEDGER_FIELDS}
     return pa.table(columns)

@@ -17,9 +17,9 @@ from tasks.curate import Curation
 from tasks.documents import card, croissant, licences, provenance, scorecard, tally
 from tasks.documents.facts import Facts, Ingredient, PublishedFile
 from tasks.documents.licences import Licensed
-from tasks.quality import features
-from tasks.quality.curate import GateParams
-from tasks.score import EXTRACTOR
+from tasks.quality import extractors
+from tasks.quality.extractors import ExtractorParams
+from tasks.quality.gate import GateParams
 from tasks.sources import SourceParams
 from tasks.sources import folder as own_scans
 from tasks.synthesis.diffusion import base as bases
@@ -56,7 +56,9 @@ def licensed(source: SourceParams, base: str) -> list[Licensed]:
     ]
 
 
-def ingredients(scans: Ref, base: str, weights: Mapping[str, Ref]) -> list[Ingredient]:
+def ingredients(
+    scans: Ref, base: str, weights: Mapping[str, Ref], extractor: ExtractorParams | None = None
+) -> list[Ingredient]:
     """What went into a dataset, by digest. A Ref without rows stands for what the recipe does not train."""
     used = [
         Ingredient(name="scans", sha256=scans.sha256, uri=f"store:{scans.key}"),
@@ -67,8 +69,9 @@ def ingredients(scans: Ref, base: str, weights: Mapping[str, Ref]) -> list[Ingre
         for name, ref in sorted(weights.items())
         if ref.rows
     ]
-    extractor = features.load(EXTRACTOR)
-    return [*used, Ingredient(name="extractor", sha256=extractor.digest, uri=f"sonoforge:models/{EXTRACTOR.name}")]
+    asked = extractor or ExtractorParams()
+    uri = f"sonoforge:models/{extractors.SHIPPED.name}" if asked.weights is None else _weights_uri(asked.weights)
+    return [*used, Ingredient(name="extractor", sha256=extractors.load(asked).digest, uri=uri)]
 
 
 def packages() -> dict[str, str]:
@@ -93,11 +96,7 @@ def gather(
     gate = GateParams.model_validate(recipe.get("gate", {}))
     gates = {"samples kept": f"at least {gate.min_kept} samples kept"}
     for limit in gate.limits:
-        asked = [
-            *([f"≤ {limit.max:g}"] if limit.max is not None else []),
-            *([f"≤ {limit.max_over_floor:g} × its floor"] if limit.max_over_floor is not None else []),
-        ]
-        gates[limit.score] = f"{limit.score} {' and '.join(asked)}"
+        gates[limit.score] = f"{gates[limit.score]} and {limit.asked}" if limit.score in gates else limit.asked
     return Facts(
         dataset=dataset,
         description=description,
@@ -165,6 +164,11 @@ def _base_uri(base: str) -> str | None:
     if "://" in base:
         return _shown(base)
     return None if Path(base).expanduser().exists() else f"https://huggingface.co/{base}"
+
+
+def _weights_uri(weights: str) -> str | None:
+    """Where weights can be had; None for a file of this machine."""
+    return _shown(weights) if "://" in weights else None
 
 
 def _shown(base: str) -> str:

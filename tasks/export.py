@@ -14,20 +14,19 @@ from storage.records import SOURCE_SCHEMA, Manifest, Outcome, Record, Ref, Writt
 from storage.store import Store
 from storage.versions import About, manifest_uri, open_manifest, publish
 from tasks import describe, illustrate, report
-from tasks.announce import announce_samples, announce_scores
+from tasks.announce import announce_gate, announce_samples, announce_scores
 from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.documents import licences
 from tasks.documents.facts import Ingredient
 from tasks.documents.licences import Combined, Licensed
-from tasks.illustrate import Row
 from tasks.ingest import KEPT
 from tasks.merge import merged, verdicts_of
+from tasks.quality.extractors import ExtractorParams
 from tasks.report.grid import Example, contact_sheet
-from tasks.report.summary import summarize
 from tasks.reuse import Done, reuse
 
-ALGORITHM = 3
+ALGORITHM = 4
 STEP = "export"
 SHEET_COLUMNS = 6
 
@@ -44,6 +43,7 @@ class Facts(Record):
     recipe: dict[str, object]
     recipe_digest: str
     base: str
+    extractor: ExtractorParams = ExtractorParams()
     made_from: list[Licensed]
     formats: list[str]
     score_names: list[str]
@@ -98,17 +98,19 @@ def export(
             rows = _rows(store, facts, terms, shards, curation)
             written = _write_formats(facts, refused.passing(rows), folder)
             written["sources.parquet"] = _write_sources(store, scans, folder)
-            kept, real = illustrate.kept_examples(folder), illustrate.real_examples(store, scans, SHEET_COLUMNS)
-            html = report.render(_report_facts(facts, curation, folder, kept, refused.rows, real.by_label))
-            sheet = _contact_sheet(real.first, kept)
+            step = keys.step_folder(keys.step_ref(STEP, key))
+            real = illustrate.real_examples(store, scans, SHEET_COLUMNS)
+            shown = illustrate.Shown(refused=refused.rows, real=real.by_label)
+            page = illustrate.page(store, folder, _known(facts), curation, scans, shown, step)
+            html, sheet = report.render(page), _contact_sheet(real.first, page)
             if curation.problems:
                 raise _refusal(store, key, facts, curation, html, sheet)
-            (folder / "report.html").write_text(html)
+            (folder / "report.html").write_text(html, encoding="utf-8")
             (folder / "samples.png").write_bytes(sheet)
-            used = describe.ingredients(scans, facts.base, weights)
+            used = describe.ingredients(scans, facts.base, weights, facts.extractor)
             _write_documents(facts, curation, used, written, folder)
             about = _about(facts, terms, curation, scans, written)
-            about = about.model_copy(update={"inputs": [*made_by, keys.step_folder(keys.step_ref(STEP, key))]})
+            about = about.model_copy(update={"inputs": [*made_by, step]})
             manifest, created = publish(store, facts.name, folder, about)
         manifest_key = keys.manifest_key(manifest.dataset, manifest.version)
         return Ref(key=manifest_key, sha256=manifest.digest, rows=manifest.kept)
@@ -122,6 +124,7 @@ def export(
     manifest = open_manifest(store, f"{facts.name}@{done.ref.key.split('/')[-2]}")
     retractions.refuse(store, manifest)
     files = {file.path: file.key for file in manifest.files}
+    announce_gate(facts.name, manifest)
     announce_scores(facts.name, manifest.scores)
     announce_samples(facts.name, store.read(files["samples.png"]), files["samples.png"], files["report.html"])
     return Published(done=done, summary=_summary(store, manifest, up_to_date=not created))
@@ -132,9 +135,12 @@ def _refusal(store: Store, key: str, facts: Facts, curation: Curation, html: str
     html_key, sheet_key = keys.step_file(STEP, key, "report.html"), keys.step_file(STEP, key, "samples.png")
     store.put(html_key, html.encode())
     store.put(sheet_key, sheet)
+    announce_gate(facts.name, curation, curation.problems)
     announce_scores(facts.name, curation.scores)
     announce_samples(facts.name, sheet, sheet_key, html_key)
     listed = "".join(f"\n  - {problem}" for problem in curation.problems)
+    if curation.advice:
+        listed += "\nwhat would change that:" + "".join(f"\n  - {advice}" for advice in curation.advice)
     return GateError(f"{facts.name} is not published: the set misses its gate{listed}\nreport: {store.uri(html_key)}")
 
 
@@ -187,41 +193,23 @@ def _write_sources(store: Store, scans: Ref, folder: Path) -> Written:
     return Written(rows=table.num_rows)
 
 
-def _report_facts(
-    facts: Facts,
-    curation: Curation,
-    folder: Path,
-    kept: Sequence[Row],
-    refused: Sequence[Row],
-    real: Sequence[Example],
-) -> report.Facts:
-    thresholds = {threshold.score: (threshold.min, threshold.max) for threshold in curation.thresholds}
-    rows = illustrate.thin(folder, "ledger.parquet", ["verdict", "reasons", *facts.score_names])
-    summary = summarize(rows, facts.score_names, thresholds)
-    return report.Facts(
-        title=facts.name,
+def _known(facts: Facts) -> illustrate.Known:
+    return illustrate.Known(
+        dataset=facts.name,
         description=facts.description,
-        planned=curation.planned,
-        kept=curation.kept,
-        failed=curation.failed,
-        rejected=curation.rejected,
-        scores=curation.scores,
-        failures=summary.failures,
-        examples=kept,
-        refused=refused,
-        histograms=summary.histograms,
-        thresholds=thresholds,
-        real=real,
-        gate=curation.problems,
-        sources=describe.named(facts.made_from),
+        recipe=facts.recipe,
         recipe_yaml=_yaml(facts.recipe),
+        made_from=facts.made_from,
+        sources=describe.named(facts.made_from),
+        score_names=facts.score_names,
     )
 
 
-def _contact_sheet(real: Sequence[Example], kept: Sequence[Row]) -> bytes:
+def _contact_sheet(real: Sequence[Example], page: report.Facts) -> bytes:
     """A row of real scans above the first rows of kept samples."""
-    first = sorted(kept, key=lambda row: row["id"])[: 3 * SHEET_COLUMNS]
-    return contact_sheet(real, [illustrate.example(row) for row in first], columns=SHEET_COLUMNS)
+    shown = sorted(page.spread)[: 3 * SHEET_COLUMNS]
+    kept = {row["id"]: row for row in page.examples}
+    return contact_sheet(real, [illustrate.example(kept[id]) for id in shown], columns=SHEET_COLUMNS)
 
 
 def _yaml(recipe: Mapping[str, object]) -> str:

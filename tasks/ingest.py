@@ -19,7 +19,7 @@ from tasks.screening.screen import ScreenParams, to_table
 from tasks.screening.screen import screen as screen_scans
 from tasks.sources import SourceParams
 
-ALGORITHM = 1
+ALGORITHM = 2
 STEP = "ingest"
 KEPT = pc.field("verdict") == "kept"
 

@@ -1,7 +1,6 @@
 """Score: numbers for every image, by judges that saw the training split alone."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,50 +8,69 @@ from numpy.typing import NDArray
 from prefect import task
 
 from storage import keys
-from storage.images import decode_grey, decode_mask
-from storage.records import Ref
+from storage.images import decode_grey
+from storage.records import Record, Ref
 from storage.store import Store
 from tasks import track
 from tasks.connect import open_store
-from tasks.ingest import kept_scans
-from tasks.quality import IMAGE_SCORES, Evidence, detector, features
+from tasks.detect import WHOLE_SET, pictures_of_rows
+from tasks.imaging import Grey
+from tasks.ingest import KeptScan, kept_scans
+from tasks.quality import IMAGE_SCORES, Evidence, classifier, detector, extractors
+from tasks.quality.extractors import Extractor, ExtractorParams
 from tasks.quality.judge import Pictures
-from tasks.quality.resampling import group_halves
+from tasks.quality.quotas import ATTRIBUTES
 from tasks.reuse import Done, reuse
 from tasks.train import pictures_of
 
-ALGORITHM = 1
-STEP, REAL, DETECT = "score", "describe-real", "detect"
-EXTRACTOR = Path(__file__).parent.parent / "models" / "extractor"
-WHOLE_SET = "synthetic_probability"
-"""The one image score that needs the whole set at once: its detector learns from all synthetic images."""
+ALGORITHM = 2
+STEP, REAL = "score", "describe-real"
+FEATURES, ANSWERS = "features", "answers"
+_IDENTITY = b"sonoforge"  # under which a table's schema keeps its `Origins`
+
+
+class Origins(Record):
+    """What made the columns of a score table: identities of extractors and of the classifier, with its labels in the
+    order of `answers`. `spaces` are the extractors of further columns."""
+
+    features: str
+    spaces: dict[str, str]
+    classifier: str
+    labels: list[str]
 
 
 @task(name="score")
 def score_shard(
-    store_url: str, shard: Ref, scans: Ref, judges: Mapping[str, Ref], names: Sequence[str], seed: int
+    store_url: str,
+    shard: Ref,
+    scans: Ref,
+    judges: Mapping[str, Ref],
+    extractor: ExtractorParams,
+    names: Sequence[str],
+    seed: int,
 ) -> Done:
-    """Score one shard of synthetic samples; the Ref is a table: id, label, group, failure, features, scores."""
+    """Score one shard of synthetic samples.
+
+    `judges` are the classifier, the segmenter and the critic; a Ref without rows stands for one that was not trained.
+    The Ref is a table: id, label, group, split, failure, attributes that quotas may ask for, what the extractors see,
+    the classifier's answers, scores.
+    """
     store = open_store(store_url)
-    extractor = features.load(EXTRACTOR)
+    seen_by = _extractors(extractor)
 
     def make(key: str) -> Ref:
         rows = store.open_table(shard.key).to_pylist()
+        kept = kept_scans(store, scans)
         made = [row for row in rows if row["failure"] is None]
-        train = pictures_of(kept_scans(store, scans), "train")
         scored = pictures_of_rows(made)
-        columns = _scores(_evidence(store, scored, train, judges, seed), names)
-        described = _table(made, extractor.features(scored.images), columns)
-        failed = [
-            {"id": r["id"], "label": r["label"], "group": r["group"], "failure": r["failure"]}
-            for r in rows
-            if r["failure"]
-        ]
+        evidence = _evidence(store, scored, pictures_of(kept, "train"), judges, seed, _backgrounds(made, kept))
+        described = _table(made, seen_by, evidence, judges, names)
+        failed = [{name: row[name] for name in ("id", "label", "group", "failure")} for row in rows if row["failure"]]
         table = pa.concat_tables([described, pa.Table.from_pylist(failed, schema=described.schema)])
         track.advance(STEP, len(rows))
         return _written(store, STEP, key, "scores.parquet", table.sort_by("id"))
 
-    inputs = [shard.sha256, scans.sha256, extractor.digest, *(judges[name].sha256 for name in sorted(judges))]
+    inputs = [shard.sha256, scans.sha256, *_digests(seen_by), *(judges[name].sha256 for name in sorted(judges))]
     done = reuse(store, STEP, ALGORITHM, {"names": list(names), "seed": seed}, inputs, make)
     if done.reused:
         track.advance(STEP, shard.rows)
@@ -64,85 +82,57 @@ def describe_real(
     store_url: str,
     scans: Ref,
     judges: Mapping[str, Ref],
+    extractor: ExtractorParams,
     labels: Sequence[str],
     names: Sequence[str],
     seed: int,
 ) -> Done:
     """Score the real scans of `labels` in the same way, for floors and quantiles; the Ref is a like table."""
     store = open_store(store_url)
-    extractor = features.load(EXTRACTOR)
+    seen_by = _extractors(extractor)
 
     def make(key: str) -> Ref:
         kept = [scan for scan in kept_scans(store, scans) if scan.label in labels]
         pictures = pictures_of(kept, "train", "val", "test")
-        train = pictures_of(kept, "train")
         rows = [{"id": s.id, "label": s.label, "group": s.group, "split": s.split, "failure": None} for s in kept]
-        columns = _scores(_evidence(store, pictures, train, judges, seed), names)
-        return _written(store, REAL, key, "real.parquet", _table(rows, extractor.features(pictures.images), columns))
+        evidence = _evidence(store, pictures, pictures_of(kept, "train"), judges, seed)
+        return _written(store, REAL, key, "real.parquet", _table(rows, seen_by, evidence, judges, names))
 
-    inputs = [scans.sha256, extractor.digest, *(judges[name].sha256 for name in sorted(judges))]
+    inputs = [scans.sha256, *_digests(seen_by), *(judges[name].sha256 for name in sorted(judges))]
     params = {"labels": list(labels), "names": list(names), "seed": seed}
     return reuse(store, REAL, ALGORITHM, params, inputs, make)
 
 
-@task(name="detect synthetic")
-def detect_synthetic(
-    store_url: str,
-    shards: Sequence[Ref],
-    scans: Ref,
-    labels: Sequence[str],
-    params: detector.Params,
+def with_origins(table: pa.Table, made_by: Origins) -> pa.Table:
+    """A score table that says what made its columns."""
+    return table.replace_schema_metadata({_IDENTITY: made_by.model_dump_json()})
+
+
+def origins(table: pa.Table) -> Origins:
+    """What made the columns of a score table."""
+    metadata: dict[bytes, bytes] = table.schema.metadata or {}
+    return Origins.model_validate_json(metadata[_IDENTITY])
+
+
+def _extractors(params: ExtractorParams) -> dict[str, Extractor]:
+    """By column: the recipe's own, then the further ones."""
+    further = {name: make() for name, make in extractors.SPACES.items()}
+    return {FEATURES: extractors.load(params), **further}
+
+
+def _digests(seen_by: Mapping[str, Extractor]) -> list[str]:
+    return [f"{name}={extractor.digest}" for name, extractor in seen_by.items()]
+
+
+def _evidence(
+    store: Store,
+    scored: Pictures,
+    train: Pictures,
+    judges: Mapping[str, Ref],
     seed: int,
-) -> Done:
-    """Judge every synthetic and every real training image out of fold: which is real?
-
-    The Ref is a table: side (real, synthetic, and floor a, floor b: the same detector between two halves of the
-    real images that share no group), id, group, probability, fold.
-    """
-    store = open_store(store_url)
-
-    def make(key: str) -> Ref:
-        kept = [scan for scan in kept_scans(store, scans) if scan.split == "train" and scan.label in labels]
-        real = pictures_of(kept, "train")
-        rows = [row for shard in shards for row in store.open_table(shard.key).to_pylist() if row["failure"] is None]
-        synthetic = pictures_of_rows(rows)
-        real_ids, made_ids = [scan.id for scan in kept], [row["id"] for row in rows]
-        parts: list[pa.Table] = []
-        with track.track(DETECT, 2 * params.folds * params.steps, "steps"):
-            moved = lambda steps: track.advance(DETECT, steps)  # noqa: E731
-            if len(rows) >= 2:
-                found = detector.out_of_fold(real, synthetic, params, seed, moved)
-                parts.append(_sides("real", real_ids, real.groups, found.real, found.real_fold))
-                parts.append(_sides("synthetic", made_ids, synthetic.groups, found.synthetic, found.synthetic_fold))
-            rng = np.random.default_rng([seed, 3])
-            for a, b in group_halves(real.groups, max(2, len(rows)), 1, rng):
-                floor = detector.out_of_fold(real.select(a), real.select(b), params, seed, moved)
-                for side, at, answers, fold in (
-                    ("floor a", a, floor.real, floor.real_fold),
-                    ("floor b", b, floor.synthetic, floor.synthetic_fold),
-                ):
-                    own = [kept[row] for row in at]
-                    parts.append(_sides(side, [s.id for s in own], [s.group for s in own], answers, fold))
-        return _written(store, DETECT, key, "detection.parquet", pa.concat_tables(parts))
-
-    described = {"detector": params.model_dump(mode="json"), "labels": list(labels), "seed": seed}
-    inputs = [scans.sha256, *(shard.sha256 for shard in shards)]
-    return reuse(store, DETECT, ALGORITHM, described, inputs, make)
-
-
-def pictures_of_rows(rows: Sequence[Mapping[str, dict[str, bytes]]]) -> Pictures:
-    """Rows of made samples as the judges take them."""
-    if not rows:
-        return Pictures(np.zeros((0, 8, 8), np.uint8), np.zeros((0, 8, 8), np.bool_), [], [])
-    return Pictures(
-        images=np.stack([decode_grey(row["image"]["bytes"]) for row in rows]),
-        masks=np.stack([decode_mask(row["mask"]["bytes"]) for row in rows]),
-        labels=[str(row["label"]) for row in rows],
-        groups=[str(row["group"]) for row in rows],
-    )
-
-
-def _evidence(store: Store, scored: Pictures, train: Pictures, judges: Mapping[str, Ref], seed: int) -> Evidence:
+    backgrounds: Grey | None = None,
+) -> Evidence:
+    critic = judges.get("critic")
     return Evidence(
         scored=scored,
         train=train,
@@ -150,37 +140,52 @@ def _evidence(store: Store, scored: Pictures, train: Pictures, judges: Mapping[s
         segmenter=store.read(judges["segmenter"].key),
         detector=detector.Params(),  # never trained here: WHOLE_SET is scored by `detect_synthetic`
         seed=seed,
+        critic=store.read(critic.key) if critic is not None and critic.rows else None,
+        backgrounds=backgrounds,
     )
 
 
-def _scores(evidence: Evidence, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    return {name: IMAGE_SCORES[name](evidence) for name in names if name != WHOLE_SET}
+def _backgrounds(made: Sequence[Mapping[str, object]], kept: Sequence[KeptScan]) -> Grey | None:
+    """What each lesion was drawn into: the sample's own background where it is synthetic, else the scan."""
+    scans = {scan.id: scan.image for scan in kept}
+    found: list[Grey] = []
+    for row in made:
+        own = row["background"]
+        if isinstance(own, dict) and own["bytes"] is not None:
+            found.append(decode_grey(own["bytes"]))
+        else:
+            found.append(scans[str(row["background_id"])])
+    return np.stack(found) if found else None
 
 
 def _table(
     rows: Sequence[Mapping[str, object]],
-    vectors: NDArray[np.float64],
-    scores: Mapping[str, NDArray[np.float32]],
+    seen_by: Mapping[str, Extractor],
+    evidence: Evidence,
+    judges: Mapping[str, Ref],
+    names: Sequence[str],
 ) -> pa.Table:
-    names = ("id", "label", "group", "split", "failure")
-    columns: dict[str, pa.Array] = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in names}
-    columns["features"] = pa.array(list(vectors), pa.list_(pa.float64()))
+    """The rows of the scored pictures, in their order."""
+    judge = classifier.load(evidence.classifier)
+    scored = evidence.scored
+    texts = ("id", "label", "group", "split", "failure", *(name for name in ATTRIBUTES if name != "label"))
+    columns: dict[str, pa.Array] = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in texts}
+    for name, extractor in seen_by.items():
+        columns[name] = _vectors(extractor.features(scored.images, scored.masks))
+    columns[ANSWERS] = _vectors(judge.probabilities(scored.images, scored.masks).astype(np.float64))
+    scores = {name: IMAGE_SCORES[name](evidence) for name in names if name != WHOLE_SET}
     columns |= {name: pa.array(values, pa.float32()) for name, values in scores.items()}
-    return pa.table(columns)
-
-
-def _sides(
-    side: str, ids: Sequence[str], groups: Sequence[str], answers: NDArray[np.float32], fold: NDArray[np.intp]
-) -> pa.Table:
-    return pa.table(
-        {
-            "side": pa.array([side] * len(ids), pa.string()),
-            "id": pa.array(list(ids), pa.string()),
-            "group": pa.array(list(groups), pa.string()),
-            "probability": pa.array(answers, pa.float32()),
-            "fold": pa.array(fold, pa.int64()),
-        }
+    made_by = Origins(
+        features=seen_by[FEATURES].identity,
+        spaces={name: extractor.identity for name, extractor in seen_by.items() if name != FEATURES},
+        classifier=f"classifier@{judges['classifier'].sha256[:12]}",
+        labels=list(judge.labels),
     )
+    return with_origins(pa.table(columns), made_by)
+
+
+def _vectors(values: NDArray[np.float64]) -> pa.Array:
+    return pa.array(list(values), pa.list_(pa.float64()))
 
 
 def _written(store: Store, step: str, key: str, name: str, table: pa.Table) -> Ref:

@@ -33,7 +33,7 @@ from tasks.synthesis.diffusion.lora import LoraParams
 from tasks.synthesize import Generator, apply_stages, drafts_of, tools_of
 
 ADAPTER_ALGORITHM = 2
-JUDGE_ALGORITHM = 1
+JUDGE_ALGORITHM = 2
 CRITIC_ALGORITHM = 2
 HARMONIZER_ALGORITHM = 1
 ADAPTER, HARMONIZER, CRITIC = "train-adapter", "train-harmonizer", "train-critic"
@@ -183,7 +183,7 @@ def train_judge(store_url: str, scans: Ref, name: JudgeName, params: JudgesParam
         with track.track(step, own.steps, "steps"):
             moved = partial(track.advance, step)
             if name == "classifier":
-                judge = classifier.train(examples, held_out, params.classifier, seed, moved)
+                judge = classifier.train(examples, held_out, params.classifier, seed, moved, view="lesion")
             else:
                 judge = segmenter.train(examples, held_out, params.segmenter, seed, moved)
         return _stored(store, step, key, judge, len(examples))

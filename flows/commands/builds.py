@@ -129,7 +129,7 @@ def study(
     overrides: SetOption = None,
     store: StoreOption = "./store",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write study.json, study.md and answers.parquet here.")
+        Path | None, typer.Option(metavar="DIR", help="Also write study.html, .md, .json and answers.parquet here.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,7 +153,7 @@ def study(
     with contextlib.redirect_stdout(sys.stderr), display():
         result = study_utility(recipe=loaded, store=store, folds=folds, seeds=seeds)
     if out is not None:
-        _copy_out(store, result.key, ("study.json", "study.md", "answers.parquet"), out)
+        _copy_out(store, result.key, ("study.json", "study.html", "study.md", "answers.parquet"), out)
     if as_json:
         typer.echo(result.study.model_dump_json(indent=2))
         return
@@ -210,11 +210,12 @@ def _quiet() -> None:
 def _print_result(result: "BuildResult") -> None:
     from rich.table import Table
 
-    from flows.commands.tables import counts_line, print_scores, terminal
+    from flows.commands.tables import counts_line, print_gate, print_scores, terminal
 
     console = terminal()
     console.print(counts_line(result.planned, result.kept, result.rejected, result.failed))
     print_scores(console, result.scores)
+    print_gate(console, result)
     steps = Table("step", "seconds", "reused", box=None)
     for step, seconds in result.seconds.items():
         steps.add_row(step, f"{seconds:.1f}", str(result.reused.get(step, 0)))

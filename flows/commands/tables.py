@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from storage.records import SetScore
+from storage.records import Outcome, SetScore
 
 
 def listed(counts: Mapping[str, int]) -> str:
@@ -43,6 +43,13 @@ def print_scores(console: Console, scores: Sequence[SetScore]) -> None:
     for score in scores:
         if score.value is None:
             console.print(f"{score.name} {score.note}", markup=False)
+
+
+def print_gate(console: Console, outcome: Outcome) -> None:
+    """Whether the set passed its gate, what only just held, and what would change that."""
+    console.print(f"gate: {outcome.gate}")
+    for line in (*outcome.warnings, *outcome.advice):
+        console.print(f"  {line}", markup=False)
 
 
 def number(value: float | None) -> str:

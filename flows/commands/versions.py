@@ -78,7 +78,7 @@ def show(name: NameArgument, store: StoreOption = "./store", as_json: JsonOption
     """Show what a version holds: counts, scores with N, interval and floor, files."""
     from rich.table import Table
 
-    from flows.commands.tables import counts_line, print_scores, terminal
+    from flows.commands.tables import counts_line, print_gate, print_scores, terminal
     from storage import retractions
     from storage.versions import manifest_uri, open_manifest
 
@@ -96,6 +96,7 @@ def show(name: NameArgument, store: StoreOption = "./store", as_json: JsonOption
     console.print(f"licences: {', '.join(manifest.licences)}")
     console.print(counts_line(manifest.planned, manifest.kept, manifest.rejected, manifest.failed))
     print_scores(console, manifest.scores)
+    print_gate(console, manifest)
     files = Table("file", "bytes", "rows", "sha256", box=None)
     for file in manifest.files:
         files.add_row(file.path, f"{file.bytes:,}", "" if file.rows is None else str(file.rows), file.sha256[:12])

@@ -344,12 +344,13 @@ def _gates(facts: Facts, heading: str) -> list[Check]:
     for name, asked in facts.gates.items():
         if _UNDER.get(name, "congruence") == heading:
             missed = [problem for problem in facts.problems if name in problem]
+            doubted = [warning for warning in facts.outcome.warnings if warning.startswith(f"{name} ")]
             checks.append(
                 Check(
                     asked=asked,
                     asked_by="recipe",
-                    verdict="fail" if missed else "pass",
-                    found="; ".join(missed) or "met",
+                    verdict="fail" if missed else "warn" if doubted else "pass",
+                    found="; ".join([*missed, *doubted]) or "met",
                 )
             )
     return checks

@@ -11,17 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import SetScore
+from tasks.quality.class_score import classifier_score
 from tasks.quality.contrast import lesion_contrast
 from tasks.quality.copies import nearest_similarity
-from tasks.quality.evidence import (
+from tasks.quality.defects import defects
+from tasks.quality.evidence import SetEvidence
+from tasks.quality.frechet_scores import fid, fid_infinity, radiomic_frechet, speckle_frechet
+from tasks.quality.judged import (
     Evidence,
-    SetEvidence,
     classifier_confidence,
+    critic_realism,
     segmenter_dice,
     synthetic_probability,
 )
-from tasks.quality.frechet import fid
 from tasks.quality.kernel import kid
+from tasks.quality.neighbours import coverage, density, precision, recall
+from tasks.quality.presence import lesion_change, lesion_position, lesion_presence
+from tasks.quality.ranges import intensity_range, speckle_range
 from tasks.quality.separability import detector_auc
 
 IMAGE_SCORES: dict[str, Callable[[Evidence], NDArray[np.float32]]] = {
@@ -30,10 +36,33 @@ IMAGE_SCORES: dict[str, Callable[[Evidence], NDArray[np.float32]]] = {
     "lesion_contrast": lesion_contrast,
     "synthetic_probability": synthetic_probability,
     "nearest_similarity": nearest_similarity,
+    "critic_realism": critic_realism,
+    "lesion_presence": lesion_presence,
+    "lesion_position": lesion_position,
+    "lesion_change": lesion_change,
+    "intensity_range": intensity_range,
+    "speckle_range": speckle_range,
+    "defects": defects,
 }
+
+LOWER_IS_BETTER = frozenset(
+    {"synthetic_probability", "nearest_similarity", "intensity_range", "speckle_range", "defects"}
+)
+"""Image scores whose high values are the bad ones; of all others the low ones are."""
 
 SET_SCORES: dict[str, Callable[[SetEvidence], SetScore]] = {
     "fid": fid,
+    "fid_infinity": fid_infinity,
     "kid": kid,
+    "precision": precision,
+    "recall": recall,
+    "density": density,
+    "coverage": coverage,
+    "radiomic_frechet": radiomic_frechet,
+    "speckle_frechet": speckle_frechet,
+    "classifier_score": classifier_score,
     "detector_auc": detector_auc,
 }
+
+HIGHER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "classifier_score"})
+"""Set scores of which more is better; of all others less is."""

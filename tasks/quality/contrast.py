@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.imaging import Grey, Mask, dilate
-from tasks.quality.evidence import Evidence, is_lesion
+from tasks.quality.judged import Evidence, is_lesion
 
 
 def contrast_to_noise(image: NDArray[np.float32], lesion: Mask, ring: Mask) -> float:

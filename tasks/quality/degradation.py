@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tasks.imaging import Grey, Mask
+from tasks.quality.judge import Pictures
 
 Rng = np.random.Generator
 
@@ -67,6 +68,18 @@ def degrade_inside(image: Grey, mask: Mask, severities: NDArray[np.float32], rng
     """The same, only where `mask` is True, fading over the last 2 pixels inside its edge."""
     soft = np.clip(np.asarray(ndimage.distance_transform_edt(mask)) / 3.0, 0, 1)
     return _grey(image + soft * (degrade(image, severities, rng).astype(np.float32) - image))
+
+
+def damaged(pictures: Pictures, seed: int) -> Pictures:
+    """Two kinds of visible damage inside every lesion, all over where a mask is blank: what any detector worth its
+    name must find."""
+    images = pictures.images.copy()
+    for row, (image, mask) in enumerate(zip(pictures.images, pictures.masks, strict=True)):
+        rng = np.random.default_rng([seed, 5, row])
+        severities = np.zeros(len(DEGRADATIONS), np.float32)
+        severities[rng.choice(len(DEGRADATIONS), 2, replace=False)] = rng.uniform(0.5, 1, 2)
+        images[row] = degrade_inside(image, mask, severities, rng) if mask.any() else degrade(image, severities, rng)
+    return Pictures(images, pictures.masks, pictures.labels, pictures.groups)
 
 
 def draw_severities(rng: Rng) -> NDArray[np.float32]:

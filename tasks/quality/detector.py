@@ -5,18 +5,20 @@ cannot win by remembering patients. It usually looks at a window around the lesi
 rest is a real scan anyway; other views say where the two sides differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from storage.records import Record
 from tasks.imaging import Grey, Mask, dilate, letterbox
 from tasks.quality.crops import centred_square
+from tasks.quality.degradation import damaged
 from tasks.quality.judge import Advance, Pictures, silent
+from tasks.quality.resampling import group_halves
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,31 +32,86 @@ View = Literal["window", "full", "lesion", "surroundings"]
 whole image, no pixel resampled. lesion, surroundings: the window with all else, or the lesion and its rim, blanked."""
 
 
+Network = Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
+
+_BLOCKS: dict[Network, tuple[str, list[int]]] = {
+    "small": ("basic", [1, 1, 1, 1]),
+    "resnet18": ("basic", [2, 2, 2, 2]),
+    "resnet34": ("basic", [3, 4, 6, 3]),
+    "resnet50": ("bottleneck", [3, 4, 6, 3]),
+    "resnet101": ("bottleneck", [3, 4, 23, 3]),
+}
+"""Kind and number of the residual blocks of each stage (He et al., arXiv 1512.03385, table 1)."""
+_SMALL_WIDTHS = [12, 24, 32, 48]
+_BATCH = 64
+
+
 class Params(Record):
-    """How each fold's detector is trained."""
+    """How each fold's detectors are trained."""
 
     folds: int = Field(default=3, ge=2, le=20, description="folds, by group")
-    steps: int = Field(default=150, ge=1, le=100_000, description="optimizer steps a fold")
+    steps: int = Field(default=150, ge=1, le=100_000, description="optimizer steps of a network and fold")
     batch: int = Field(default=24, ge=2, le=1024, description="images a step, half of them synthetic")
     learning_rate: float = Field(default=3e-3, gt=0, le=1, description="peak learning rate")
-    network: Literal["small", "resnet18"] = Field(
-        default="small", description="small: 4 blocks; resnet18: 8 blocks, its channels as `width` says"
+    networks: list[Network] = Field(
+        default=["small"], min_length=1, description="each is trained on each fold, and their logits are averaged"
     )
     width: int = Field(
-        default=16, ge=4, le=64, description="channels of resnet18's first stage; 64 is the network of the paper"
+        default=16, ge=4, le=64, description="channels of a ResNet's first stage; 64 is the network of the paper"
     )
     view: View = Field(default="window", description="what it looks at: window, full, lesion or surroundings")
+    sample: int = Field(
+        default=4000, ge=20, le=10**7, description="images of each side that teach, whole groups; all are judged"
+    )
+
+    @field_validator("networks")
+    @classmethod
+    def _named_once(cls, networks: list[Network]) -> list[Network]:
+        if len(set(networks)) < len(networks):
+            raise ValueError(f"found {networks}; name each network once")
+        return networks
 
 
 @dataclass(frozen=True)
 class Detection:
     """Out-of-fold probability of being synthetic of every real and every synthetic image, and their folds:
-    probabilities of different folds come from different networks."""
+    probabilities of different folds come from different networks.
+
+    `each` has the probabilities of each network alone, real and synthetic, where it is known; `real` and
+    `synthetic` are of their mean logit, so that a network that finds nothing does not outvote one that is sure.
+    """
 
     real: NDArray[np.float32] = field(repr=False)
     synthetic: NDArray[np.float32] = field(repr=False)
     real_fold: NDArray[np.intp] = field(repr=False)
     synthetic_fold: NDArray[np.intp] = field(repr=False)
+    each: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Jury:
+    """The detectors of every fold: `networks[k]` saw nothing of fold k. A fold without any had nothing to learn from,
+    and its answer is one half."""
+
+    params: Params
+    networks: Mapping[int, "list[nn.Module]"] = field(repr=False)
+
+    def logits(self, pictures: Pictures, fold: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Answer of each network that saw nothing of a picture's fold, (networks, pictures); above 0: synthetic."""
+        from tasks.quality import fitting
+
+        out = np.zeros((len(self.params.networks), len(pictures)), np.float32)
+        if not len(pictures):
+            return out
+        seen = look(pictures, self.params.view)
+        for k, networks in self.networks.items():
+            rows = np.flatnonzero(fold == k)
+            for at in range(0, len(rows), _BATCH):
+                batch = rows[at : at + _BATCH]
+                inputs = with_detail(seen[batch])
+                for number, network in enumerate(networks):
+                    out[number, batch] = fitting.predict(network, inputs)[:, 0].numpy()
+        return out
 
 
 def out_of_fold(
@@ -65,31 +122,94 @@ def out_of_fold(
     advance: Advance = silent,
     known: Pictures | None = None,
 ) -> Detection:
-    """Train one detector a fold and let it judge that fold.
+    """Train detectors for each fold and let them judge that fold.
 
     `known` are more real images, of other groups, that every detector learns from and none judges.
 
     Raises:
         ValueError: fewer than two groups, or a side with fewer than two images.
     """
+    fold = assign_folds([*real.groups, *synthetic.groups], params.folds, seed)
+    folds = fold[: len(real)], fold[len(real) :]
+    a, b = (sample(side.groups, params.sample, seed) for side in (real, synthetic))
+    jury = convene(real.select(a), synthetic.select(b), (folds[0][a], folds[1][b]), params, seed, advance, known)
+    return detection_of(jury.logits(real, folds[0]), jury.logits(synthetic, folds[1]), folds, params)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What a detector says where the answer is known: of two disjoint halves of the real images, rows `a` and `b`
+    that share no group (`floor`), and of half `a` against half `b` damaged on purpose (`control`)."""
+
+    a: NDArray[np.intp] = field(repr=False)
+    b: NDArray[np.intp] = field(repr=False)
+    floor: Detection
+    control: Detection
+
+
+def baselines(real: Pictures, size: int, params: Params, seed: int, advance: Advance = silent) -> Baselines | None:
+    """The same detectors on halves of at most `size` real images; None where the groups allow no halves."""
+    halves = group_halves(real.groups, max(2, size), 1, np.random.default_rng([seed, 3]))
+    if not halves:
+        return None
+    a, b = halves[0]
+    half, other = real.select(a), real.select(b)
+    floor = out_of_fold(half, other, params, seed, advance)
+    return Baselines(a, b, floor, out_of_fold(half, damaged(other, seed), params, seed, advance))
+
+
+def detection_of(
+    real: NDArray[np.float32],
+    synthetic: NDArray[np.float32],
+    folds: tuple[NDArray[np.intp], NDArray[np.intp]],
+    params: Params,
+) -> Detection:
+    """The answers of a `Jury` to real and synthetic pictures, each (networks, pictures), as probabilities."""
+    answers = zip(params.networks, real, synthetic, strict=True)
+    each = {name: (_sigmoid(a), _sigmoid(b)) for name, a, b in answers}
+    return Detection(_sigmoid(real.mean(0)), _sigmoid(synthetic.mean(0)), *folds, each)
+
+
+def convene(
+    real: Pictures,
+    synthetic: Pictures,
+    folds: tuple[NDArray[np.intp], NDArray[np.intp]],
+    params: Params,
+    seed: int,
+    advance: Advance = silent,
+    known: Pictures | None = None,
+) -> Jury:
+    """Train every network of `params` for every fold, on all pictures of the other folds and on `known`.
+
+    Raises:
+        ValueError: a side with fewer than two images.
+    """
     if min(len(real), len(synthetic)) < 2:
         raise ValueError(f"found {len(real)} real and {len(synthetic)} synthetic images, expected at least 2 each")
-    groups = [*real.groups, *synthetic.groups]
-    fold = assign_folds(groups, params.folds, seed)
-    from tasks.quality import fitting
+    sides = [real, synthetic] if known is None or not len(known) else [real, synthetic, known]
+    seen = np.concatenate([look(side, params.view) for side in sides])
+    target = np.repeat([0, 1, 0][: len(sides)], [len(side) for side in sides])
+    extra = len(target) - len(folds[0]) - len(folds[1])
+    fold_of = np.concatenate([*folds, np.full(extra, -1, np.intp)])  # -1: never judged
+    networks: dict[int, list[nn.Module]] = {}
+    for k in range(params.folds):
+        rows = np.flatnonzero(fold_of != k)
+        if len(np.unique(target[rows])) == 2:
+            networks[k] = [
+                _fitted(seen[rows], target[rows], params, name, seed + 1000 * k + 100_000 * number, advance)
+                for number, name in enumerate(params.networks)
+            ]
+    return Jury(params, networks)
 
-    n, extra = len(real), 0 if known is None else len(known)
-    sides = [real, synthetic] if known is None or not extra else [real, synthetic, known]
-    inputs = fitting.concatenate([_inputs(side, params.view) for side in sides])
-    target = np.repeat([0, 1, 0], [n, len(synthetic), extra])
-    fold_of = np.concatenate([fold, np.full(extra, -1, np.intp)])  # -1: never judged
-    answers = np.full(len(target), 0.5, np.float32)
-    for k in np.unique(fold):
-        seen, judged = np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k)
-        if len(np.unique(target[seen])) == 2:  # else nothing to learn: one half is as good an answer as any
-            network = _fitted(inputs[seen], target[seen], params, seed + 1000 * int(k), advance)
-            answers[judged] = fitting.predict(network, inputs[judged]).sigmoid()[:, 0].numpy()
-    return Detection(answers[:n], answers[n : len(fold)], fold[:n], fold[n:])
+
+def sample(groups: Sequence[str], most: int, seed: int) -> NDArray[np.intp]:
+    """Rows of whole groups in random order, `most` rows at most (but one group at least); all where they fit."""
+    if len(groups) <= most:
+        return np.arange(len(groups))
+    names, member, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    order = np.random.default_rng([seed, 6]).permutation(len(names))
+    taken = order[: max(1, int((np.cumsum(sizes[order]) <= most).sum()))]
+    return np.flatnonzero(np.isin(member, taken))
 
 
 def assign_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.intp]:
@@ -134,10 +254,6 @@ def windows(images: Grey, masks: Mask) -> Grey:
     return windows
 
 
-def _inputs(pictures: Pictures, view: View) -> "Tensor":
-    return with_detail(look(pictures, view))
-
-
 def with_detail(seen: Grey) -> "Tensor":
     """Grey levels (n, px, px), and what a 5 × 5 mean leaves of them (speckle, grain, blocks), as two channels."""
     from torch.nn import functional as F
@@ -149,22 +265,25 @@ def with_detail(seen: Grey) -> "Tensor":
     return fitting.concatenate([fitting.normalised(levels), 8 * (levels - smooth)], dim=1)
 
 
-def _fitted(inputs: "Tensor", target: NDArray[np.intp], params: Params, seed: int, advance: Advance) -> "nn.Module":
+def _fitted(
+    seen: Grey, target: NDArray[np.intp], params: Params, name: Network, seed: int, advance: Advance
+) -> "nn.Module":
     from torch import from_numpy
     from torch.nn import functional as F
 
     from tasks.quality import fitting
 
-    network = fitting.initialise(lambda: _network(params), seed)
-    px = inputs.shape[-1]
+    device = fitting.device()
+    network = fitting.initialise(lambda: network_of(params, name), seed).to(device)
+    px = seen.shape[-1]
     cut = px * 3 // 4
-    wanted = from_numpy(target.astype(np.float32)).unsqueeze(1)
+    wanted = from_numpy(target.astype(np.float32)).unsqueeze(1).to(device)
 
     def loss_of(rows: NDArray[np.intp], rng: fitting.Rng) -> Any:
         # Cut and mirrored only: resampling would blur away the traces that tell real from synthetic.
         top, left = rng.integers(0, px - cut + 1, 2)
-        views = inputs[rows][..., top : top + cut, left : left + cut]
-        views = views.flip(-1) if rng.random() < 0.5 else views
+        views = with_detail(seen[rows])[..., top : top + cut, left : left + cut]
+        views = (views.flip(-1) if rng.random() < 0.5 else views).to(device)
         return F.binary_cross_entropy_with_logits(network(views), 0.9 * wanted[rows] + 0.05)
 
     batches = fitting.balanced_batches(target, params.batch, np.random.default_rng([seed, 1]))
@@ -173,19 +292,24 @@ def _fitted(inputs: "Tensor", target: NDArray[np.intp], params: Params, seed: in
     return network
 
 
-def _network(params: Params) -> "nn.Module":
+def network_of(params: Params, name: Network) -> "nn.Module":
+    """An untrained network of this name: one logit from grey levels and their fine structure, (n, 2, px, px)."""
     from monai.networks.nets.resnet import ResNet
 
-    deep = params.network == "resnet18"
+    block, counts = _BLOCKS[name]
     # The stem halves whole images, as ResNet does, and keeps every pixel of the small windows.
     halved = params.view == "full"
     return ResNet(
-        "basic",
-        [2, 2, 2, 2] if deep else [1, 1, 1, 1],
-        [params.width * 2**stage for stage in range(4)] if deep else [12, 24, 32, 48],
+        block,
+        counts,
+        _SMALL_WIDTHS if name == "small" else [params.width * 2**stage for stage in range(4)],
         spatial_dims=2,
         n_input_channels=2,
         conv1_t_size=7 if halved else 3,
         conv1_t_stride=2 if halved else 1,
         num_classes=1,
     )
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

@@ -1,72 +1,73 @@
-"""What scores are computed from."""
+"""What set scores are computed from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.quality import classifier, detector, segmenter
 from tasks.quality.detector import Detection
-from tasks.quality.judge import HEALTHY, Advance, Pictures, silent
+from tasks.quality.resampling import bounded_rows
+
+PAIRWISE = 2048
+"""Most images a side of which all pairs are compared: more would not change a score, but cost their square."""
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Pictures to score one by one, and what they are judged by.
+class Space:
+    """The images of both sides as one more extractor sees them: unscaled features (n, d), and its identity.
 
-    `scored` are usually the synthetic images; `train` the real ones whose groups trained the generator.
-    `classifier` and `segmenter` are weights as their `train` returns them.
+    Raises:
+        ValueError: features that are not finite, fewer than two images a side, or two dimensions.
     """
 
-    scored: Pictures
-    train: Pictures
-    classifier: bytes = field(repr=False)
-    segmenter: bytes = field(repr=False)
-    detector: detector.Params
-    seed: int
-    advance: Advance = silent
+    real: NDArray[np.float64] = field(repr=False)
+    synthetic: NDArray[np.float64] = field(repr=False)
+    extractor: str
 
-    @cached_property
-    def comparable(self) -> Pictures:
-        """The real training pictures of the labels that were scored: lesions compare with lesions."""
-        return self.train.with_labels(set(self.scored.labels))
-
-    @cached_property
-    def detection(self) -> Detection:
-        """Out-of-fold detector answers on `comparable` against `scored`; trained once, on first use."""
-        return detector.out_of_fold(self.comparable, self.scored, self.detector, self.seed, self.advance)
-
-
-def classifier_confidence(evidence: Evidence) -> NDArray[np.float32]:
-    """Probability, 0..1, that the classifier gives each image's own label."""
-    judge = classifier.load(evidence.classifier)
-    return judge.confidence(evidence.scored.images, evidence.scored.labels)
-
-
-def segmenter_dice(evidence: Evidence) -> NDArray[np.float32]:
-    """Dice coefficient, 0..1, of what the segmenter draws in each image with its mask."""
-    judge = segmenter.load(evidence.segmenter)
-    return judge.dice(evidence.scored.images, evidence.scored.masks)
-
-
-def synthetic_probability(evidence: Evidence) -> NDArray[np.float32]:
-    """Probability, 0..1, of being synthetic, from a detector that saw nothing of the image's group."""
-    return evidence.detection.synthetic
-
-
-def is_lesion(labels: Sequence[str]) -> NDArray[np.bool_]:
-    """Which of these labels call for a mask."""
-    return np.array([label != HEALTHY for label in labels], np.bool_)
+    def __post_init__(self) -> None:
+        check_features(self.real, self.synthetic)
 
 
 @dataclass(frozen=True)
+class ClassAnswers:
+    """What a classifier says of the images of both sides: the probability, 0..1, of each of `labels`, (n, labels).
+
+    `real_labels` are the true labels of the real images, which must be of groups that the classifier did not learn
+    from: whether its answers mean anything is measured on them. `classifier` is its identity.
+
+    Raises:
+        ValueError: rows that are not probabilities, shapes that do not fit, or labels that it does not know.
+    """
+
+    real: NDArray[np.float64] = field(repr=False)
+    synthetic: NDArray[np.float64] = field(repr=False)
+    real_labels: Sequence[str] = field(repr=False)
+    labels: Sequence[str]
+    classifier: str
+
+    def __post_init__(self) -> None:
+        for name, answers in (("real", self.real), ("synthetic", self.synthetic)):
+            if answers.ndim != 2 or answers.shape[1] != len(self.labels):
+                raise ValueError(f"{name} answers have shape {answers.shape}, expected (images, {len(self.labels)})")
+            wrong = ~((answers >= 0).all(axis=1) & (np.abs(answers.sum(axis=1) - 1) < 1e-4))
+            if wrong.any():
+                rows = np.flatnonzero(wrong)[:5].tolist()
+                raise ValueError(f"{wrong.sum()} of {len(answers)} {name} answers are not probabilities: rows {rows}")
+        if len(self.real_labels) != len(self.real):
+            raise ValueError(f"found {len(self.real_labels)} labels for {len(self.real)} real images")
+        unknown = sorted(set(self.real_labels) - set(self.labels))
+        if unknown:
+            raise ValueError(f"real labels {unknown} are not among the classifier's {list(self.labels)}")
+
+
+@dataclass(frozen=True, eq=False)
 class SetEvidence:
-    """Two sets to compare: features (n, d) of one extractor, groups, and what the detector said.
+    """Two sets to compare: features (n, d) of one extractor, groups, and what the judges said.
 
     `floor_detection` is the same detector on two disjoint group halves of the real images: the AUC that no
-    difference at all gives. Either detection may be absent; its score then refuses to be a number.
+    difference at all gives; `control_detection` is the same after one half was damaged on purpose. `radiomic`,
+    `speckle` and `answers` are of the same images, row by row. What is absent makes its score refuse to be a number.
 
     Raises:
         ValueError: features that are not finite, fewer than two images a side, or shapes that do not fit.
@@ -80,7 +81,11 @@ class SetEvidence:
     seed: int
     detection: Detection | None = field(default=None, repr=False)
     floor_detection: Detection | None = field(default=None, repr=False)
+    control_detection: Detection | None = field(default=None, repr=False)
     resamples: int = 200
+    radiomic: Space | None = field(default=None, repr=False)
+    speckle: Space | None = field(default=None, repr=False)
+    answers: ClassAnswers | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_features(self.real, self.synthetic)
@@ -91,6 +96,30 @@ class SetEvidence:
             judged = len(self.detection.real), len(self.detection.synthetic)
             if judged != found:
                 raise ValueError(f"the detector judged {judged} images, features are of {found}")
+        for name, part in (("radiomic", self.radiomic), ("speckle", self.speckle), ("answers", self.answers)):
+            if part is not None and (len(part.real), len(part.synthetic)) != found:
+                raise ValueError(f"{name} is of {len(part.real)} and {len(part.synthetic)} images, features of {found}")
+
+
+def pairwise(evidence: SetEvidence, limit: int = PAIRWISE) -> tuple[SetEvidence, str]:
+    """The same features of at most `limit` images a side, whole groups drawn at random, and a note that says so."""
+    sides = (evidence.real_groups, 1), (evidence.synthetic_groups, 2)
+    real, synthetic = (bounded_rows(groups, limit, 2 * evidence.seed + side) for groups, side in sides)
+    if (len(real), len(synthetic)) == (len(evidence.real), len(evidence.synthetic)):
+        return evidence, ""
+    fewer = replace(
+        evidence,
+        real=evidence.real[real],
+        synthetic=evidence.synthetic[synthetic],
+        real_groups=[evidence.real_groups[row] for row in real.tolist()],
+        synthetic_groups=[evidence.synthetic_groups[row] for row in synthetic.tolist()],
+        detection=None,
+        radiomic=None,
+        speckle=None,
+        answers=None,
+    )
+    counts = f"{len(real)} of {len(evidence.real)} real, {len(synthetic)} of {len(evidence.synthetic)} synthetic"
+    return fewer, f"; of {counts} images, drawn as whole groups"
 
 
 def check_features(real: NDArray[np.float64], synthetic: NDArray[np.float64]) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import nn
 from torch.nn import functional as F
@@ -25,6 +25,7 @@ from storage.records import Record
 from tasks.imaging import Grey, Mask
 from tasks.quality import fitting
 from tasks.quality.degradation import DEGRADATIONS, degrade, draw_severities
+from tasks.quality.extractors import Extractor
 
 DIMENSION = 32
 PX = 128
@@ -78,32 +79,6 @@ class Network(nn.Module):
             if level:
                 pooled += [maps.mean((2, 3)), (maps.var((2, 3)) + 1e-5).sqrt()]
         return self.scale(self.mix(torch.cat(pooled, dim=1)))
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A loaded network with its identity: features of two extractors are never comparable."""
-
-    network: nn.Module = field(repr=False)
-    name: str
-    digest: str
-
-    @property
-    def identity(self) -> str:
-        """Name and the first 12 digits of the digest of weights and config: what a score quotes."""
-        return f"{self.name}@{self.digest[:12]}"
-
-    def features(self, images: Grey) -> NDArray[np.float64]:
-        """Features (n, 32) of images (n, h, w), uint8; resized to 128 px by area averaging."""
-        if images.ndim != 3 or images.dtype != np.uint8:
-            raise ValueError(f"expected uint8 images of shape (n, h, w), found {images.dtype} {images.shape}")
-        if not len(images):
-            return np.zeros((0, DIMENSION))
-        parts = [
-            fitting.predict(self.network, fitting.to_tensor(images[at : at + 64], PX)).double().numpy()
-            for at in range(0, len(images), 64)
-        ]
-        return np.concatenate(parts)
 
 
 def build(seed: int = 0) -> nn.Module:
@@ -189,13 +164,25 @@ def load(folder: Path) -> Extractor:
 
 
 def loads(weights: bytes, expected: str | None = None) -> Extractor:
-    """The extractor of the bytes that `train` returns, checked against the sha256 `expected`."""
+    """The extractor of the bytes that `train` returns, checked against the sha256 `expected`.
+
+    Raises:
+        ValueError: they are others, or of another network.
+    """
     digest = hashlib.sha256(weights).hexdigest()
     if expected not in (None, digest):
         raise ValueError(f"extractor weights have sha256 {digest}, their config records {expected}")
     network = build()
-    network.load_state_dict(load_tensors(weights))
-    return Extractor(network.eval(), str(_CONFIG["name"]), digest)
+    try:
+        network.load_state_dict(load_tensors(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"these weights are not those of a {_CONFIG['name']} network: {error}") from error
+    network.eval()
+
+    def compute(images: Grey, masks: Mask | None) -> NDArray[np.float64]:
+        return fitting.predict(network, fitting.to_tensor(images, PX)).double().numpy()
+
+    return Extractor(str(_CONFIG["name"]), digest, DIMENSION, compute)
 
 
 def _redundancy(features: torch.Tensor) -> torch.Tensor:

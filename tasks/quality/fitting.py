@@ -24,6 +24,11 @@ Rng = np.random.Generator
 _CONSTRUCTION = threading.Lock()
 
 
+def device() -> torch.device:
+    """Where networks too large for a judge are trained: on the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def to_tensor(images: Grey, px: int) -> torch.Tensor:
     """Images (n, h, w), 0..255, as float32 (n, 1, px, px), 0..1: area-averaged or, upwards, bilinear."""
     return _resized(torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1).float().div_(255), px)
@@ -127,8 +132,9 @@ def augment(
 def predict(network: nn.Module, inputs: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """Outputs of `network` on all `inputs`, in fixed batches: the same rows give the same numbers."""
     network.eval()
+    where = next(network.parameters()).device
     with torch.inference_mode():
-        return torch.cat([network(inputs[at : at + batch]) for at in range(0, len(inputs), batch)])
+        return torch.cat([network(inputs[at : at + batch].to(where)).cpu() for at in range(0, len(inputs), batch)])
 
 
 def dump(network: nn.Module, config: Mapping[str, object]) -> bytes:

@@ -18,15 +18,29 @@ Statistic = Callable[[Weights], NDArray[np.float64]]
 """From how often each image counts, (resamples, images), to the statistic of each resample."""
 
 
-def bootstrap(statistic: Statistic, groups: Sequence[str], resamples: int, rng: Rng) -> tuple[float, float, float]:
+def bootstrap(
+    statistic: Statistic, groups: Sequence[str], resamples: int, rng: Rng, trainings: Sequence[str] | None = None
+) -> tuple[float, float, float]:
     """The statistic with every image counted once, and its central 95 % interval over resampled groups.
 
-    Resamples on which it does not exist (NaN) are left out; where all are, the interval is NaN.
+    Where the `trainings` (one name an image) that answered are given, they are drawn as well, and an image counts as
+    often as its group times its training: the interval then holds both the chance of who is tested and that of
+    another training run, and is a little wide (Owen, The pigeonhole bootstrap, 2007). Resamples on which the
+    statistic does not exist (NaN) are left out; where all are, the interval is NaN.
     """
     value = float(statistic(np.ones((1, len(groups))))[0])
-    drawn = statistic(group_weights(groups, resamples, rng))
+    weights = group_weights(groups, resamples, rng)
+    if trainings is not None and len(set(trainings)) > 1:
+        weights *= group_weights(trainings, resamples, rng)
+    drawn = statistic(weights)
     drawn = drawn[np.isfinite(drawn)]
     return (value, *central_interval(drawn)) if len(drawn) else (value, np.nan, np.nan)
+
+
+def by_training(statistic: Statistic, trainings: Sequence[str]) -> NDArray[np.float64]:
+    """The statistic of each training alone, in order of name; NaN where it does not exist."""
+    names = np.unique(np.asarray(trainings))
+    return statistic((names[:, None] == np.asarray(trainings)).astype(np.float64))
 
 
 def difference(after: Statistic, before: Statistic) -> Statistic:

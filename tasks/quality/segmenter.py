@@ -32,14 +32,17 @@ class Segmenter:
     network: "nn.Module" = field(repr=False)
 
     def probabilities(self, images: Grey) -> NDArray[np.float32]:
-        """Probability (n, h, w) that a pixel of images (n, h, w) is lesion, at the images' own size."""
+        """Probability (n, h, w) that a pixel of images (n, h, w) is lesion, at the images' own size: the mean over the
+        picture and its mirror image."""
         if not len(images):
             return np.zeros(images.shape, np.float32)
         from torch.nn import functional as F
 
         from tasks.quality import fitting
 
-        soft = fitting.predict(self.network, fitting.normalised(fitting.to_tensor(images, PX))).sigmoid()
+        inputs = fitting.normalised(fitting.to_tensor(images, PX))
+        mirrored = fitting.predict(self.network, inputs.flip(-1)).sigmoid().flip(-1)
+        soft = (fitting.predict(self.network, inputs).sigmoid() + mirrored) / 2
         full = F.interpolate(soft, size=images.shape[1:], mode="bilinear", align_corners=False)
         return full[:, 0].numpy()
 

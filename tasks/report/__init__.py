@@ -1,16 +1,20 @@
 """The web page of a version: one HTML file that needs nothing else. No date: same facts, same bytes."""
 
+import base64
+import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
+from markupsafe import Markup
 
 from storage.images import decode_grey, decode_mask
-from storage.records import SetScore
+from storage.records import LINEAGE_FIELDS, SetScore
 from tasks.imaging import Grey, Mask
-from tasks.report import charts
+from tasks.report import charts, headlines
 from tasks.report.pictures import Picture, picture
 from tasks.report.summary import Batches, Bins, Limits, cause, spread
 
@@ -19,6 +23,63 @@ PER_LABEL = 8
 
 REJECTED = 24
 """Pictures of rejected samples."""
+
+EXTREMES = 144
+"""Pictures with the lowest and highest values of all scores together, about; 2 of each label and end at least."""
+
+COPY_SCORE = "nearest_similarity"
+"""The image score that says how near a sample comes to a training image."""
+
+_FOLDER = Path(__file__).parent
+_LINEAGE = [name for name, _ in LINEAGE_FIELDS]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the set gate found. `limits` are what set scores may be, in words, by score; `advice` is what would have
+    to change. A problem or warning about a set score begins with its name."""
+
+    verdict: Literal["pass", "warn", "fail"] = "pass"
+    problems: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    advice: Sequence[str] = ()
+    limits: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Original:
+    """The training image nearest to sample `id`; `image` is None where the page may not show it.
+
+    `similarity` is -1..1. `declared` says what of the sample's declared lineage it is: its background, say; empty
+    where the lineage does not name it.
+    """
+
+    id: str
+    similarity: float
+    scan_id: str
+    file: str
+    declared: str
+    image: Grey | None
+    mask: Mask | None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A version that was there before. `changes` are what its recipe changed from the version before it."""
+
+    version: int
+    planned: int
+    kept: int
+    scores: Sequence[SetScore]
+    changes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What set selection did: `changes` are set scores before and after, on images it did not look at."""
+
+    summary: str
+    changes: Sequence[tuple[str, SetScore, SetScore]]
 
 
 @dataclass(frozen=True)
@@ -30,14 +91,24 @@ class Facts:
         description: one or two sentences.
         planned, kept, failed: samples.
         rejected: samples by reason, each counted once.
+        gate: what the set gate found.
         scores: of the set of kept samples.
         failures: failed samples by reason.
-        examples: kept rows that the page shows, with their pictures, by label.
+        examples: kept rows that the page shows, with their pictures: those of `spread`, `extremes` and `originals`.
+        spread: ids of examples that stand for all kept ones, by label.
+        extremes: ids of the kept samples with the lowest and the highest values, by image score.
         refused: rejected rows that the page shows, with their pictures.
+        originals: nearest training images of samples that come near to one, the nearest first.
+        withheld: why the page shows no training images; empty where it does.
         histograms: spread of every per-image score, by its name, which is a column of the rows.
-        thresholds: what a score may be.
+        thresholds: what an image score may be.
+        explained: one sentence on each score, by its name.
+        higher_is_better: of the set scores and image scores, those of which that is so.
         real: real examples that the page shows: image, mask, label.
-        gate: what the set gate found wrong; empty where it is met.
+        selection: what set selection did, where there was any.
+        quotas: one line on each, where there are any.
+        history: versions that were there before, oldest first.
+        changes: what the recipe changed from the last of them.
         sources: one line each: name, licence, citation.
         recipe_yaml: the recipe.
     """
@@ -48,14 +119,24 @@ class Facts:
     kept: int
     rejected: Mapping[str, int]
     failed: int
+    gate: Gate
     scores: Sequence[SetScore]
     failures: Mapping[str, int]
     examples: Sequence[Mapping[str, Any]]
+    spread: Sequence[str]
+    extremes: Mapping[str, tuple[Sequence[str], Sequence[str]]]
     refused: Sequence[Mapping[str, Any]]
+    originals: Sequence[Original]
+    withheld: str
     histograms: Mapping[str, Bins]
     thresholds: Mapping[str, Limits]
+    explained: Mapping[str, str]
+    higher_is_better: frozenset[str]
     real: Sequence[tuple[Grey, Mask | None, str]]
-    gate: Sequence[str]
+    selection: Selection | None
+    quotas: Sequence[str]
+    history: Sequence[Earlier]
+    changes: Sequence[str]
     sources: Sequence[str]
     recipe_yaml: str
 
@@ -87,26 +168,56 @@ def pick_rejected(rows: Batches) -> list[str]:
 def render(facts: Facts) -> str:
     """The page as HTML."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["number"] = charts.number
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    style, script = _inline("report.css"), _inline("report.js")
+    limits = facts.thresholds
+    kept = {row["id"]: _pictured(row) for row in facts.examples}
+    refused = [_pictured(row) for row in facts.refused]
+    shown = {row.id: row for row in (*kept.values(), *refused)}
+    most = limits.get(COPY_SCORE, (None, None))[1]
+    nearest = [original.similarity for original in facts.originals if original.id in kept]
     return environment.get_template("report.html.j2").render(
         facts=facts,
-        counts=charts.shares({"kept": facts.kept, "rejected": sum(facts.rejected.values()), "failed": facts.failed}),
-        rejected=sorted(facts.rejected.items(), key=lambda item: (-item[1], item[0])),
-        failures=sorted(facts.failures.items(), key=lambda item: (-item[1], item[0])),
-        scores=[(score, charts.interval(score)) for score in facts.scores],
-        labels=_side_by_side(facts.real, facts.examples),
-        refused=[_pictured(row) for row in facts.refused],
+        style=style,
+        script=script,
+        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
+        headlines=[
+            headlines.counted(facts.planned, facts.kept, facts.rejected, facts.failed),
+            *headlines.scored(facts.scores, facts.higher_is_better),
+            *headlines.copied(max(nearest, default=None), most),
+        ],
+        counts={"kept": facts.kept, "rejected": sum(facts.rejected.values()), "failed": facts.failed},
+        bar=charts.bar({"kept": facts.kept, "rejected": sum(facts.rejected.values()), "failed": facts.failed}),
+        rejected=_by_count(facts.rejected),
+        failures=_by_count(facts.failures),
+        scores=[(score, charts.interval(score), _passed(score.name, facts.gate)) for score in facts.scores],
+        labels=_side_by_side(facts.real, [kept[id] for id in facts.spread]),
+        others=[row for id, row in kept.items() if id not in set(facts.spread)],
+        refused=refused,
+        copies=[_Copy(shown[original.id], original, most) for original in facts.originals],
+        most=most,
         histograms=[
-            (name, charts.histogram(name, bins, *facts.thresholds.get(name, (None, None))))
+            (name, charts.histogram(name, bins, *limits.get(name, (None, None))))
             for name, bins in facts.histograms.items()
         ],
-        lineage=facts.examples,
+        trends=_trends(facts),
+        page={
+            "extremes": facts.extremes,
+            "scores": [
+                {"name": name, "higher": name in facts.higher_is_better, "limits": limits.get(name, (None, None))}
+                for name in facts.histograms
+            ],
+            "samples": {row["id"]: _details(row, facts) for row in (*facts.examples, *facts.refused)},
+        },
+        lineage=[row for row in facts.examples if row["id"] in set(facts.spread)],
     )
 
 
@@ -115,24 +226,92 @@ class _Row:
     """A sample on the page."""
 
     id: str
+    label: str
+    kept: bool
     picture: Picture
     reasons: list[str]
+    cause: str
+
+
+class _Copy:
+    """A sample beside its nearest training image."""
+
+    def __init__(self, row: _Row, original: Original, most: float | None) -> None:
+        self.row, self.original = row, original
+        self.picture = None if original.image is None else picture(original.image, original.mask)
+        self.over = most is not None and original.similarity > most
 
 
 def _side_by_side(
-    real: Sequence[tuple[Grey, Mask | None, str]], kept: Sequence[Mapping[str, Any]]
+    real: Sequence[tuple[Grey, Mask | None, str]], kept: Sequence[_Row]
 ) -> list[tuple[str, list[Picture], list[_Row]]]:
-    labels = sorted({label for _, _, label in real} | {row["label"] for row in kept})
+    labels = sorted({label for _, _, label in real} | {row.label for row in kept})
     sides: list[tuple[str, list[Picture], list[_Row]]] = []
     for label in labels:
         pictures = [picture(image, mask) for image, mask, name in real if name == label]
-        sides.append((label, pictures, [_pictured(row) for row in kept if row["label"] == label]))
+        sides.append((label, pictures, [row for row in kept if row.label == label]))
     return sides
 
 
 def _pictured(row: Mapping[str, Any]) -> _Row:
-    image, mask = row["image"], row["mask"]
+    image, mask, reasons = row["image"], row["mask"], row["reasons"] or []
     if image is None or image["bytes"] is None:
         raise ValueError(f"the report shows {row['id']}, whose image was left out")
     drawn = None if mask is None or mask["bytes"] is None else decode_mask(mask["bytes"])
-    return _Row(row["id"], picture(decode_grey(image["bytes"]), drawn), row["reasons"] or [])
+    shown = picture(decode_grey(image["bytes"]), drawn)
+    return _Row(row["id"], row["label"], row["verdict"] == "kept", shown, reasons, cause(reasons))
+
+
+def _details(row: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+    """What the viewer says of a sample."""
+    names = ["split", "group", "pixel_mm", *_LINEAGE]
+    return {
+        "scores": {name: charts.number(row[name]) for name in facts.histograms if row[name] is not None},
+        "lineage": {name: _short(name, row[name]) for name in names if row.get(name) is not None},
+    }
+
+
+def _short(name: str, value: object) -> str:
+    """A value as people read it; of a digest its beginning."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{str(value)[:12]}…" if name.endswith("_digest") else str(value)
+
+
+def _by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _passed(name: str, gate: Gate) -> str:
+    """How a set score stands with the gate; empty where nothing limits it."""
+
+    def named(lines: Sequence[str]) -> bool:
+        return any(line.split(" ", 1)[0].rstrip(":") == name for line in lines)
+
+    if named(gate.problems):
+        return "fail"
+    if named(gate.warnings):
+        return "warn"
+    return "pass" if name in gate.limits else ""
+
+
+def _trends(facts: Facts) -> list[tuple[str, Markup]]:
+    """A chart of every set score that is a number in two versions or more."""
+    versions = [(str(earlier.version), earlier.scores) for earlier in facts.history] + [("this", facts.scores)]
+    counts = Counter(score.name for _, scores in reversed(versions) for score in scores if score.value is not None)
+    points = {
+        name: [(version, next((s for s in scores if s.name == name), None)) for version, scores in versions]
+        for name, count in counts.items()
+        if count > 1
+    }
+    return [(name, charts.trend(name, points[name])) for name in points]
+
+
+def _inline(name: str) -> Markup:
+    """A file of this folder, to stand inside the page as it is."""
+    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
+
+
+def _hash(text: str) -> str:
+    """How a content security policy names an inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,7 +1,7 @@
 """Small charts as inline SVG, coloured by the page's own CSS classes so that they follow light and dark."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
@@ -60,8 +60,7 @@ def interval(score: SetScore) -> Markup:
     """A score and its interval against the band of its real-against-real floor, on one axis from zero."""
     if score.value is None:
         return Markup('<span class="quiet">not a number here</span>')
-    known = [score.value, score.low, score.high, score.floor, score.floor_low, score.floor_high]
-    present = [value for value in known if value is not None]
+    present = _values(score)
     low, high = min(0.0, *present), max(0.0, *present)
     scale = (_SPAN_W - 8) / ((high - low) or 1.0)
 
@@ -86,11 +85,62 @@ def interval(score: SetScore) -> Markup:
     )
 
 
-def shares(counts: Mapping[str, int]) -> list[tuple[str, int, str]]:
-    """Name, count and share of the whole as a CSS percentage.
+def trend(name: str, versions: Sequence[tuple[str, SetScore | None]]) -> Markup:
+    """One score over versions, oldest first: value and interval, the floor as a band behind it.
 
-    >>> shares({"kept": 3, "failed": 1})
-    [('kept', 3, '75.00%'), ('failed', 1, '25.00%')]
+    The line is broken where a version has no value, or another extractor than the one before: those do not compare.
+    At least one must have a value.
     """
-    whole = sum(counts.values()) or 1
-    return [(name, count, f"{100 * count / whole:.2f}%") for name, count in counts.items()]
+    scores = [score for _, score in versions if score is not None]
+    present = [value for score in scores for value in _values(score)]
+    low, high = min(0.0, *present), max(0.0, *present)
+    step = _W / len(versions)
+    before: tuple[float, float, str] | None = None
+
+    def at(value: float) -> float:
+        return _H - (value - low) / ((high - low) or 1.0) * (_H - 8)
+
+    parts: list[str] = [f'<line class="axis" x1="0" x2="{_W}" y1="{at(0):.2f}" y2="{at(0):.2f}"/>']
+    for index, (version, score) in enumerate(versions):
+        x = (index + 0.5) * step
+        parts.append(f'<text x="{x:.2f}" y="{_H + 15}" text-anchor="middle">{escape(version)}</text>')
+        if score is None or score.value is None:
+            before = None
+            continue
+        if score.floor_low is not None and score.floor_high is not None:
+            top, height = at(score.floor_high), max(2.0, at(score.floor_low) - at(score.floor_high))
+            parts.append(
+                f'<rect class="floor" x="{x - step * 0.3:.2f}" y="{top:.2f}" width="{step * 0.6:.2f}" '
+                f'height="{height:.2f}"/>'
+            )
+        y = at(score.value)
+        if before is not None and before[2] == score.extractor:
+            parts.append(f'<line class="path" x1="{before[0]:.2f}" y1="{before[1]:.2f}" x2="{x:.2f}" y2="{y:.2f}"/>')
+        if score.low is not None and score.high is not None:
+            ends = f'y1="{at(score.low):.2f}" y2="{at(score.high):.2f}"'
+            parts.append(f'<line class="span" x1="{x:.2f}" x2="{x:.2f}" {ends}/>')
+        parts.append(f'<circle class="value" cx="{x:.2f}" cy="{y:.2f}" r="4"/>')
+        before = x, y, score.extractor
+    words = ", ".join(f"{version} {number(score.value if score else None)}" for version, score in versions)
+    return Markup(
+        f'<svg class="trend" viewBox="-46 -2 {_W + 48} {_H + 20}" role="img" aria-label="{escape(f"{name}: {words}")}">'
+        f'{"".join(parts)}<text x="-4" y="{at(high) + 4:.2f}" text-anchor="end">{number(high)}</text>'
+        f'<text x="-4" y="{at(low) + 4:.2f}" text-anchor="end">{number(low)}</text></svg>'
+    )
+
+
+def bar(counts: Mapping[str, int]) -> Markup:
+    """How a whole divides, as one bar."""
+    whole, left, parts = sum(counts.values()) or 1, 0.0, ""
+    for name, count in counts.items():
+        width = 100 * count / whole
+        parts += f'<rect class="{escape(name)}" x="{left:.2f}%" width="{width:.2f}%" height="100%"/>' if count else ""
+        left += width
+    words = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return Markup(f'<svg class="bar" width="100%" height="12" role="img" aria-label="{escape(words)}">{parts}</svg>')
+
+
+def _values(score: SetScore) -> list[float]:
+    """All that a chart of it must hold."""
+    known = [score.value, score.low, score.high, score.floor, score.floor_low, score.floor_high]
+    return [value for value in known if value is not None]

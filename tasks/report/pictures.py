@@ -1,4 +1,4 @@
-"""Images as data URIs: the grey picture, and the outline of its mask as a layer that can be switched off."""
+"""Images as data URIs: the grey picture, and its mask as two layers that can be switched on and off."""
 
 import base64
 import io
@@ -10,8 +10,8 @@ from PIL import Image
 from storage.images import encode_grey
 from tasks.imaging import Grey, Mask, dilate, letterbox, outline
 
-THUMB_PX = 160
-"""Longest side of a picture in the page; smaller ones stay as they are."""
+PAGE_PX = 256
+"""Longest side of a picture in the page; smaller ones stay as they are, pixel for pixel."""
 
 OUTLINE_RGB = (255, 196, 0)
 """Amber: far from every grey level, and told from grey by people who confuse red and green."""
@@ -19,19 +19,26 @@ OUTLINE_RGB = (255, 196, 0)
 
 @dataclass(frozen=True)
 class Picture:
-    """Two data URIs of the same size; `outline` is None where there is no mask."""
+    """Data URIs of the same size; `outline` and `area` of the mask are None where there is none.
+
+    `centre` is what to look at first: the middle of the mask, or of the picture, as shares of width and height.
+    """
 
     image: str
     outline: str | None
+    area: str | None
+    centre: tuple[float, float] = (0.5, 0.5)
 
 
 def picture(image: Grey, mask: Mask | None) -> Picture:
-    """Thumbnail of an image and of the outline of its mask."""
-    if max(image.shape) > THUMB_PX:
-        fitted = letterbox(image, mask, THUMB_PX)
+    """An image, at most `PAGE_PX` wide and high, and the outline and the area of its mask."""
+    if max(image.shape) > PAGE_PX:
+        fitted = letterbox(image, mask, PAGE_PX)
         image, mask = fitted.image, fitted.mask
-    drawn = None if mask is None or not mask.any() else _uri(_outline_png(mask))
-    return Picture(_uri(encode_grey(image)), drawn)
+    shown = _uri(encode_grey(image))
+    if mask is None or not mask.any():
+        return Picture(shown, None, None)
+    return Picture(shown, _uri(_layer(_around(mask))), _uri(_layer(mask)), _centre(mask))
 
 
 def with_outline(image: Grey, mask: Mask | None) -> Image.Image:
@@ -42,16 +49,23 @@ def with_outline(image: Grey, mask: Mask | None) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def _centre(mask: Mask) -> tuple[float, float]:
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    return round(float(columns.mean() + 0.5) / width, 3), round(float(rows.mean() + 0.5) / height, 3)
+
+
 def _around(mask: Mask) -> Mask:
     """The line just outside the mask, so that it covers nothing of the lesion's edge."""
     return outline(dilate(mask, 1))
 
 
-def _outline_png(mask: Mask) -> bytes:
-    layer = Image.fromarray(_around(mask).astype(np.uint8))
+def _layer(drawn: Mask) -> bytes:
+    """PNG that is amber where `drawn`, and clear elsewhere."""
+    layer = Image.fromarray(drawn.astype(np.uint8))
     layer.putpalette([0, 0, 0, *OUTLINE_RGB])
     buffer = io.BytesIO()
-    layer.save(buffer, format="PNG", transparency=0, optimize=True)
+    layer.save(buffer, format="PNG", transparency=0, optimize=True, bits=1)
     return buffer.getvalue()
 
 

@@ -10,6 +10,10 @@ class Estimate(Record):
 
     `n` counts the real images judged, `n_synthetic` the synthetic ones; `floor*` is the same number between real
     images; `p` the permutation p-value. `value` is None where there is no number; `note` then says why.
+
+    Of a downstream network: `tested` says on whom, `regime` how many real training scans there were (up to 1 a share,
+    0 none), `real_images` and `synthetic_images` how many it learned from on average, `trainings` how many networks
+    answered. A difference names the arm that was taken from it in `over`, and in how many trainings it was `better`.
     """
 
     measure: str
@@ -24,7 +28,19 @@ class Estimate(Record):
     floor_low: float | None = None
     floor_high: float | None = None
     p: float | None = None
+    tested: str = "held out"
+    regime: float | None = None
+    real_images: float | None = None
+    synthetic_images: float | None = None
+    over: str | None = None
+    trainings: int = 0
+    better: int | None = None
     note: str = ""
+
+    @property
+    def about(self) -> tuple[object, ...]:
+        """What is the same in every fold."""
+        return (self.measure, self.arm, self.over, self.tested, self.regime)
 
 
 class FoldFacts(Record):
@@ -42,7 +58,7 @@ class FoldFacts(Record):
 
 
 class Claim(Record):
-    """A number of a paper, whose protocol is not fully known."""
+    """A number of a paper, whose protocol is not fully known; of a gain, where all real images are learned from."""
 
     measure: str
     arm: str
@@ -50,11 +66,12 @@ class Claim(Record):
     source: str
 
 
+GAIN = "real + synthetic, gain"
 CLAIMS = (
     Claim(measure="real or synthetic, AUC", arm="window", value=0.563, source="Wen et al. 2026, ResNet-101"),
-    Claim(measure="segmentation, mean Dice", arm="difference", value=0.026, source="Wen et al. 2026, U-Net F1"),
-    Claim(measure="segmentation, pixel F1", arm="difference", value=0.026, source="Wen et al. 2026, U-Net F1"),
-    Claim(measure="classification, AUC", arm="difference", value=0.06, source="Freiche et al. 2025"),
+    Claim(measure="segmentation, mean Dice", arm=GAIN, value=0.026, source="Wen et al. 2026, U-Net F1"),
+    Claim(measure="segmentation, pixel F1", arm=GAIN, value=0.026, source="Wen et al. 2026, U-Net F1"),
+    Claim(measure="classification, AUC", arm=GAIN, value=0.06, source="Freiche et al. 2025"),
 )
 
 
@@ -76,11 +93,19 @@ class Study(Record):
 
     def by_fold(self, of: Estimate) -> list[float | None]:
         """The same number in each fold, in their order; folds without it are left out."""
-        same = [e for e in self.estimates if e.fold is not None and (e.measure, e.arm) == (of.measure, of.arm)]
+        same = [e for e in self.estimates if e.fold is not None and e.about == of.about]
         return [estimate.value for estimate in sorted(same, key=lambda e: e.fold or 0)]
 
+    def curves(self) -> dict[tuple[str, str], list[Estimate]]:
+        """The pooled numbers of downstream networks, gains among them, by measure and who was tested."""
+        found: dict[tuple[str, str], list[Estimate]] = {}
+        for estimate in self.pooled():
+            if estimate.regime is not None:
+                found.setdefault((estimate.measure, estimate.tested), []).append(estimate)
+        return found
 
-COLUMNS = ("measure", "arm", "value", "95 % interval", "N", "real vs real", "to beat", "by fold")
+
+COLUMNS = ("measure", "arm", "real images", "value", "95 % interval", "N", "real vs real", "to beat", "by fold")
 
 
 def rows(study: Study) -> list[tuple[str, ...]]:
@@ -89,35 +114,28 @@ def rows(study: Study) -> list[tuple[str, ...]]:
 
 
 def markdown(study: Study) -> str:
-    """The page of a study: the table, the folds, how to read it."""
-    facts = [
-        (
-            str(fact.fold),
-            f"{fact.kept} of {fact.planned}",
-            ", ".join(f"{name} {count}" for name, count in fact.rejected.items()) or "none",
-            f"{fact.critic['auc']:.3f} on {fact.critic['n_real']:.0f} + {fact.critic['n_generated']:.0f}"
-            if "auc" in fact.critic
-            else "none",
-            fact.published or "; ".join(fact.problems) or "nothing kept",
-        )
-        for fact in study.facts
-    ]
+    """The page of a study: what to read first, the tables, the folds, how to read it."""
     notes = dict.fromkeys(f"- {e.measure}, {e.arm}: {e.note}" for e in study.pooled() if e.note)
     claims = [f"- {claim.measure}, {claim.arm}: {claim.value:+g} ({claim.source})" for claim in study.to_beat]
+    curves: list[str] = []
+    for (measure, tested), estimates in study.curves().items():
+        curves += [f"## {measure}, {tested}", "", _table(*grid(estimates)), ""]
     return "\n".join(
         [
             f"# Does {study.recipe} help?",
             "",
-            f"{study.folds} folds by group, {study.seeds} seed(s) of every downstream network. For each fold a "
-            "generator, its judges and every network were trained on the other groups alone; every number is about "
-            "the test groups of its fold, each group tested once. Intervals: 95 %, bootstrap over groups; they hold "
-            "the chance of who is tested, not of another training run.",
+            how_to_read(study),
             "",
-            _table(COLUMNS, rows(study)),
+            *(f"- {sentence}" for sentence in findings(study)),
+            "",
+            *curves,
+            "## The synthetic images",
+            "",
+            _table(*about_synthetic(study)),
             "",
             "## Folds",
             "",
-            _table(("fold", "kept", "rejected", "critic, held-out AUC", "version, or why it was not published"), facts),
+            _table(FOLD_COLUMNS, fold_rows(study)),
             "",
             "## Notes",
             "",
@@ -131,16 +149,83 @@ def markdown(study: Study) -> str:
     )
 
 
+def how_to_read(study: Study) -> str:
+    """What the numbers are about, in words."""
+    return (
+        f"{study.folds} folds by group, up to {study.seeds} training(s) of every downstream network a fold. For each "
+        "fold a generator, its judges and every network were trained on the other groups alone; every number is about "
+        "the test groups of its fold, each group tested once, or about another dataset that nothing learned from "
+        "(external). Few real images are the same ones in every arm; but the generator of a fold had seen all its "
+        "training groups. All networks of a regime are trained for as many steps. Intervals: 95 %, bootstrap over "
+        "groups and, for downstream networks, over trainings."
+    )
+
+
+def findings(study: Study) -> list[str]:
+    """Every gain as a sentence, those whose interval excludes zero first; of pixel F1 only tables tell."""
+    gains = [e for e in study.pooled() if e.over is not None and e.low is not None and not e.measure.endswith("F1")]
+    sure = [e for e in gains if (e.low or 0) > 0 or (e.high or 0) < 0]
+    return [
+        f"{e.measure}, {e.tested}, {e.real_images or 0:.0f} real images: {e.arm} {_signed(e.value or 0)} over {e.over} "
+        f"({_span(e.low, e.high)}), better in {e.better} of {e.trainings} trainings"
+        + ("" if e in sure else "; the interval holds zero")
+        for e in sorted(gains, key=lambda e: e not in sure)
+    ]
+
+
+def grid(estimates: Sequence[Estimate]) -> tuple[list[str], list[list[str]]]:
+    """One measure as a table: a row for each number of real images, a column for each arm and each gain."""
+    columns = list(dict.fromkeys(_arm_name(e) for e in estimates))
+    regimes = list(dict.fromkeys(e.regime for e in estimates))
+    cells = {(e.regime, _arm_name(e)): e for e in estimates}
+    lines: list[list[str]] = []
+    for regime in regimes:
+        own = [cells.get((regime, column)) for column in columns]
+        counts = sorted({e.real_images for e in own if e is not None and e.real_images is not None})
+        lines.append([f"{counts[0]:.0f}" if counts else "none", *(_cell(e) for e in own)])
+    return ["real images", *columns], lines
+
+
+def about_synthetic(study: Study) -> tuple[list[str], list[list[str]]]:
+    """The pooled numbers about the synthetic images themselves, without the columns in which no line says anything."""
+    lines = [_row(study, estimate) for estimate in study.pooled() if estimate.regime is None]
+    used = [at for at in range(len(COLUMNS)) if any(line[at] for line in lines)]
+    return [COLUMNS[at] for at in used], [[line[at] for at in used] for line in lines]
+
+
+FOLD_COLUMNS = ("fold", "kept", "rejected", "critic, held-out AUC", "version, or why it was not published")
+
+
+def fold_rows(study: Study) -> list[tuple[str, ...]]:
+    """What became of each fold's dataset, in `FOLD_COLUMNS`."""
+    return [
+        (
+            str(fact.fold),
+            f"{fact.kept} of {fact.planned}",
+            ", ".join(f"{name} {count}" for name, count in fact.rejected.items()) or "none",
+            f"{fact.critic['auc']:.3f} on {fact.critic['n_real']:.0f} + {fact.critic['n_generated']:.0f}"
+            if "auc" in fact.critic
+            else "none",
+            fact.published or "; ".join(fact.problems) or "nothing kept",
+        )
+        for fact in study.facts
+    ]
+
+
 def _row(study: Study, estimate: Estimate) -> tuple[str, ...]:
-    claim = next((c for c in study.to_beat if (c.measure, c.arm) == (estimate.measure, estimate.arm)), None)
+    named = _arm_name(estimate)
+    most = max((e.real_images or 0 for e in study.pooled()), default=0)
+    comparable = estimate.regime is None or (estimate.tested == "held out" and estimate.real_images == most)
+    claim = next((c for c in study.to_beat if (c.measure, c.arm) == (estimate.measure, named) and comparable), None)
     count = str(estimate.n) + (f" + {estimate.n_synthetic}" if estimate.n_synthetic else "")
     value = "none" if estimate.value is None else _number(estimate.value)
     floor = (
         "" if estimate.floor is None else f"{_number(estimate.floor)} {_span(estimate.floor_low, estimate.floor_high)}"
     )
     return (
-        estimate.measure,
-        estimate.arm,
+        estimate.measure + ("" if estimate.tested == "held out" else f", {estimate.tested}"),
+        named,
+        "" if estimate.real_images is None else f"{estimate.real_images:.0f}",
         value + ("" if estimate.p is None else f" (p = {estimate.p:.2g})"),
         _span(estimate.low, estimate.high),
         count,
@@ -150,6 +235,19 @@ def _row(study: Study, estimate: Estimate) -> tuple[str, ...]:
     )
 
 
+def _arm_name(estimate: Estimate) -> str:
+    return estimate.arm if estimate.over is None else f"{estimate.arm}, gain"
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    if estimate.value is None:
+        return "none"
+    shown = _number(estimate.value) if estimate.over is None else _signed(estimate.value)
+    return f"{shown} ({_span(estimate.low, estimate.high)})"
+
+
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     cells = [columns, ["---"] * len(columns), *lines]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
@@ -157,6 +255,10 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _signed(value: float) -> str:
+    return ("+ " if value >= 0 else "- ") + _number(abs(value))
 
 
 def _span(low: float | None, high: float | None) -> str:

@@ -1,11 +1,13 @@
 """What a report says of any number of rows, in two passes: how scores spread, why samples failed, whom to show."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 BINS = 24
@@ -88,9 +90,40 @@ def spread(rows: Callable[[], Iterable[tuple[str, str]]], most: Callable[[int], 
     return [id for ids in chosen.values() for id in ids]
 
 
+def extremes(rows: Batches, names: Sequence[str], each: int) -> dict[str, tuple[list[str], list[str]]]:
+    """Ids of the kept samples with the lowest and with the highest values of every score: `each` of every label.
+
+    Both lists begin with the most extreme of all labels; of equal values the first id. A score that no kept sample
+    has is left out. Needs `id`, `label`, `verdict` and the scores.
+    """
+    found: dict[tuple[str, int], dict[str, list[tuple[float, str]]]] = {}
+    for batch in rows():
+        kept = batch.filter(pc.call_function("equal", [batch.column("verdict"), pa.scalar("kept")]))
+        ids, labels = kept.column("id").to_pylist(), np.array(kept.column("label").to_pylist())
+        for name in names:
+            values = kept.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
+            for label in sorted(set(labels[np.isfinite(values)].tolist())):
+                at = np.flatnonzero((labels == label) & np.isfinite(values))
+                for sign in (1, -1):
+                    first = at[np.argsort(sign * values[at], kind="stable")[:each]].tolist()
+                    by_label = found.setdefault((name, sign), {})
+                    more = [(sign * float(values[row]), ids[row]) for row in first]
+                    by_label[label] = sorted([*by_label.get(label, []), *more])[:each]
+
+    def listed(name: str, sign: int) -> list[str]:
+        return [id for _, id in sorted(itertools.chain.from_iterable(found[name, sign].values()))]
+
+    return {name: (listed(name, 1), listed(name, -1)) for name in names if (name, 1) in found}
+
+
 def cause(reasons: Sequence[str] | None) -> str:
-    """What a reason is about, without its numbers: the first word."""
-    return reasons[0].split(" ")[0] if reasons else ""
+    """What the first reason is about, without its numbers: the text before a colon, else the first word.
+
+    >>> cause(["segmenter_dice 0.41 < 0.50"]), cause(["not selected: kid is lower without it"]), cause(None)
+    ('segmenter_dice', 'not selected', '')
+    """
+    about, colon, _ = (reasons[0] if reasons else "").partition(": ")
+    return about if colon else about.split(" ")[0]
 
 
 def _sides(batch: pa.RecordBatch, name: str) -> list[NDArray[np.float64]]:

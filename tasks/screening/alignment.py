@@ -24,8 +24,9 @@ _FLAT = 0.8
 _LEAST_BLOCKS = 6
 _THUMBNAIL = 96
 _THUMBNAIL_BLOCK = 12
-_RESEMBLING = 0.4
-"""Median correlation of thumbnail blocks; copies lie above 0.8, most strangers with a few matches below 0.3."""
+_RESEMBLING = 0.5
+"""Median correlation of thumbnail blocks; copies lie above 0.8, frames of one sweep above 0.6, most strangers with a
+few matches below 0.3."""
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,36 @@
-"""Near-duplicates: copies of one frame, whatever was cropped, resized, brightened or drawn on in between.
+"""Near-duplicates: copies of one frame, whatever was cropped, resized, brightened, drawn on or mirrored in between.
 
-Keypoints propose pairs (a few seconds for hundreds of pictures), a placement laid over each pair checks them by
-their speckle: see `COPY` below.
+Keypoints propose pairs, a placement laid over each pair checks them by their speckle: see `COPY` below.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from storage.images import pixels_sha256
 from tasks.imaging import Grey
+from tasks.imaging.keypoints import SIDE, Keypoints, describe
 from tasks.screening.alignment import Placement, place, resembles, speckle_agreement, thumbnail
-from tasks.screening.keypoints import SIDE, Keypoints, describe
+from tasks.screening.matching import Proposal, Turn, proposals, turned
 
 COPY = 0.8
 """Speckle agreement from which two pictures are copies. On BUSI copies measure 0.83 to 1, neighbouring frames of
 one sweep 0.45 to 0.8, other frames of one lesion 0.15 to 0.3, strangers below 0.2."""
-LIKELY_COPY = 0.6
-"""Lower agreement that still means copies where half of the keypoints agree: strong compression, heavy marks."""
+LIKELY_COPY = 1.1
+"""Sum of speckle agreement and of the share of keypoints that agree, from which two pictures are copies although noise,
+compression or clipped levels took much of the speckle: where half of the keypoints agree at the least. Such copies
+measure 1.2 and more; frames of one sweep up to 1.1, but for neighbours that hardly differ."""
 SCENE = 0.45
 """Speckle agreement from which two pictures are frames of one sweep. HC18's fetal heads, which share the scanner's
 interface, reach 0.38 between strangers."""
 
-_MATCH = 0.84
-"""Cosine between descriptors from which two spots may be the same."""
-_DIMENSIONS = 48
-_LEAST_MATCHES = 4
-_LEAST_INLIERS = 5
-_SCENE_INLIERS = 8
-_TILE = 2048
+_LEAST_INLIERS = 8
+"""BUSI's own copies have 112 and more; copies cut to a quarter of the area 9 to 61, to a sixth mostly none."""
+_SCENE_INLIERS = 16
 
 
 @dataclass(frozen=True)
@@ -47,113 +45,96 @@ class Likeness:
     scenes: list[int]
 
 
+class Pictures(Protocol):
+    """A list of pictures, uint8 (h, w) or None, or something that reads each when it is asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Grey | None: ...
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What stays in memory of a picture; `size` is its width and height once scaled to `SIDE`."""
+
+    points: Keypoints
+    thumbnail: NDArray[np.float32]
+    size: NDArray[np.float64]
+
+
 def near_duplicate_groups(images: Sequence[Grey | None]) -> list[int]:
     """One number a picture; pictures with the same number are copies of one frame. None is a group of its own."""
     return find_alike(images).copies
 
 
-def find_alike(images: Sequence[Grey | None], advance: Callable[[int], None] | None = None) -> Likeness:
-    """Copies and scenes among `images`, each uint8 (h, w). `advance` counts pictures described."""
-    described: list[Keypoints] = []
-    none = Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.int16), np.zeros((0, 128), np.float32))
-    for image in images:
-        described.append(none if image is None else describe(image))
+def find_alike(images: Pictures, advance: Callable[[int], None] | None = None) -> Likeness:
+    """Copies and scenes among `images`. `advance` counts pictures described.
+
+    Each is asked for once, then those of proposed pairs again; some 70 kB of each stay in memory.
+    """
+    copies, scenes = DisjointSet(range(len(images))), DisjointSet(range(len(images)))
+    first: dict[str, int] = {}
+    described: list[_Described] = []
+    for k in range(len(images)):
+        image = images[k]
+        described.append(_describe(image))
+        if image is not None:
+            # The same pixels are copies without a closer look: blank pictures have no keypoints.
+            copies.merge(k, first.setdefault(pixels_sha256(image), k))
         if advance:
             advance(1)
-    blank = np.zeros((1, 1), np.float32)
-    thumbnails = [blank if image is None else thumbnail(image) for image in images]
-    copies, scenes = _identical(images), list[tuple[int, int]]()
-    settled = set(copies)
-    for i, j, matched in _candidates(described):
-        left, right = images[i], images[j]
-        if (i, j) in settled or left is None or right is None:
-            continue
-        a = described[i].xy[matched[:, 0]] * _size(left)
-        b = described[j].xy[matched[:, 1]] * _size(right)
-        placement = place(a, b)
-        if placement is None or placement.inliers < _LEAST_INLIERS:
-            continue
-        if not resembles(thumbnails[i], thumbnails[j], placement, SIDE):
-            continue
-        agreement = speckle_agreement(left, right, placement, SIDE)
-        likely = agreement >= LIKELY_COPY and _share(placement, described[i], left, right) >= 0.5
-        if agreement >= COPY or likely:
-            copies.append((i, j))
-        elif agreement >= SCENE and placement.inliers >= _SCENE_INLIERS:
-            scenes.append((i, j))
-    return Likeness(_joined(copies, len(images)), _joined(copies + scenes, len(images)))
+    for proposal in proposals([one.points for one in described]):
+        i, j = proposal.i, proposal.j
+        if not copies.connected(i, j) and (verdict := _verdict(proposal, described[i], described[j], images)):
+            (copies if verdict == "copy" else scenes).merge(i, j)
+    for k in range(len(images)):
+        scenes.merge(k, copies[k])
+    return Likeness(_numbered(copies, len(images)), _numbered(scenes, len(images)))
 
 
-def _identical(images: Sequence[Grey | None]) -> list[tuple[int, int]]:
-    """Pairs of pictures with the same pixels: blank ones have no keypoints."""
-    first: dict[str, int] = {}
-    pairs: list[tuple[int, int]] = []
-    for i, image in enumerate(images):
-        if image is not None:
-            earlier = first.setdefault(pixels_sha256(image), i)
-            pairs += [(earlier, i)] if earlier != i else []
-    return pairs
+def _describe(image: Grey | None) -> _Described:
+    if image is None:
+        image = np.zeros((1, 1), np.uint8)
+    points, (height, width) = describe(image), image.shape
+    # Half the memory: whoever reads them widens a tile at a time.
+    vectors = cast(NDArray[np.float32], points.vectors.astype(np.float16))
+    size = np.array([width, height]) * (SIDE / (height * width) ** 0.5)
+    return _Described(Keypoints(points.xy, points.level, vectors), thumbnail(image), size)
 
 
-def _size(image: Grey) -> NDArray[np.float64]:
-    """Width and height of a picture scaled to `SIDE`."""
-    height, width = image.shape
-    return np.array([width, height]) * (SIDE / (height * width) ** 0.5)
+def _verdict(proposal: Proposal, one: _Described, two: _Described, images: Pictures) -> Literal["copy", "scene"] | None:
+    """What two pictures are to each other, as far as the matches of the proposal say so."""
+    flip, points = _slices(proposal.turn), turned(one.points, proposal.turn)
+    placement = place(points.xy[proposal.left] * one.size, two.points.xy[proposal.right] * two.size)
+    if placement is None or placement.inliers < _LEAST_INLIERS:
+        return None
+    if not resembles(one.thumbnail[flip], two.thumbnail, placement, SIDE):
+        return None
+    left, right = images[proposal.i], images[proposal.j]
+    assert left is not None  # without pictures there are no keypoints
+    assert right is not None
+    agreement = speckle_agreement(np.ascontiguousarray(left[flip]), right, placement, SIDE)
+    if agreement < SCENE:
+        return None
+    share = _share(placement, points.xy * one.size, two.size)
+    if agreement >= COPY or (share >= 0.5 and agreement + share >= LIKELY_COPY):
+        return "copy"
+    return "scene" if placement.inliers >= _SCENE_INLIERS else None
 
 
-def _share(placement: Placement, a: Keypoints, left: Grey, right: Grey) -> float:
-    """Share of the keypoints of `a` in the overlap that found their match."""
-    there = (a.xy * _size(left)) * placement.scale + placement.shift
-    inside = ((there > 0) & (there < _size(right))).all(1)
+def _slices(turn: Turn) -> tuple[slice, slice]:
+    """Index that turns a picture (h, w)."""
+    across, upright = turn
+    return slice(None, None, -1 if upright else 1), slice(None, None, -1 if across else 1)
+
+
+def _share(placement: Placement, spots: NDArray[np.float64], size: NDArray[np.float64]) -> float:
+    """Share of the `spots` (n, 2) of one picture that found their match, of those that lie within the other."""
+    there = spots * placement.scale + placement.shift
+    inside = ((there > 0) & (there < size)).all(1)
     return placement.inliers / max(int(inside.sum()), 1)
 
 
-def _candidates(described: Sequence[Keypoints]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """Pairs i < j of pictures with enough matching spots, and the matches as (n, 2) keypoint numbers."""
-    counts = np.array([len(points.xy) for points in described])
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    if counts.sum() < 2:
-        return
-    owner = np.repeat(np.arange(len(described)), counts)
-    left, right = _matches(_reduced(np.concatenate([points.vectors for points in described])), owner)
-    pair = owner[left] * np.int64(len(described)) + owner[right]
-    order = np.argsort(pair, kind="stable")
-    pairs, begins, sizes = np.unique(pair[order], return_index=True, return_counts=True)
-    for code, begin, size in zip(pairs.tolist(), begins.tolist(), sizes.tolist(), strict=True):
-        if size >= _LEAST_MATCHES:
-            i, j = divmod(code, len(described))
-            which = order[begin : begin + size]
-            yield i, j, np.stack([left[which] - starts[i], right[which] - starts[j]], axis=1)
-
-
-def _reduced(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Descriptors on their leading principal axes, length 1: a third of the work, the same neighbours."""
-    centred = vectors - vectors.mean(0)
-    axes = np.linalg.eigh(centred.T @ centred).eigenvectors[:, ::-1][:, :_DIMENSIONS]
-    reduced = centred @ axes
-    return np.asarray(reduced / (np.linalg.norm(reduced, axis=1, keepdims=True) + 1e-6), np.float32)
-
-
-def _matches(vectors: NDArray[np.float32], owner: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of all pairs of spots above `_MATCH` that belong to two pictures, the earlier picture first."""
-    lefts, rights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for a in range(0, len(vectors), _TILE):
-        for b in range(a, len(vectors), _TILE):
-            hits = np.flatnonzero(vectors[a : a + _TILE] @ vectors[b : b + _TILE].T > _MATCH)
-            i, j = np.divmod(hits, min(_TILE, len(vectors) - b))
-            i, j = i + a, j + b
-            apart = owner[i] < owner[j]
-            lefts.append(i[apart])
-            rights.append(j[apart])
-    return np.concatenate(lefts), np.concatenate(rights)
-
-
-def _joined(pairs: Sequence[tuple[int, int]], count: int) -> list[int]:
-    """Connected components, numbered by their first member."""
-    if not count:
-        return []
-    links = np.array(pairs, np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(count, count))
-    _, labels = connected_components(graph, directed=False)
-    _, first = np.unique(labels, return_index=True)
-    return [int(first[label]) for label in labels]
+def _numbered(sets: DisjointSet, count: int) -> list[int]:
+    """The number of the first member of each one's set."""
+    first: dict[int, int] = {}
+    return [first.setdefault(sets[k], k) for k in range(count)]

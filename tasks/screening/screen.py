@@ -11,8 +11,8 @@ from scipy.cluster.hierarchy import DisjointSet
 from storage.images import encode_grey, encode_mask, pixels_sha256
 from storage.records import SCAN_SCHEMA, SPLITS, Record, Scan, Split
 from tasks.imaging import Grey, Mask, letterbox
+from tasks.imaging.marks import MARKS, find_marks
 from tasks.screening.duplicates import find_alike
-from tasks.screening.marks import MARKS, find_marks
 from tasks.screening.splits import folds_by_group, split_by_group
 
 KEPT, SET_ASIDE = "kept", "set aside"

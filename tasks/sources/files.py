@@ -44,14 +44,17 @@ class Picture:
     defect: str = ""
 
 
-def open_picture(path: Path) -> Picture:
-    """Decode a picture of any mode into 8 bits; transparency is laid on black. Never raises for its content."""
+def open_picture(file: Path | bytes) -> Picture:
+    """Decode a picture of any mode into 8 bits; transparency is laid on black. Never raises for its content.
+
+    `file` is where it lies, or what it holds.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         # Pillow's other warnings are about metadata (EXIF, ICC, transparency) and never change the pixels.
         warnings.filterwarnings("ignore", category=UserWarning)
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
                 width, height = image.size
                 if width * height > LIMIT_PX:
                     return Picture(None, f"too large: {width} × {height} px, at most {LIMIT_PX:,} px are decoded")
@@ -59,7 +62,8 @@ def open_picture(path: Path) -> Picture:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             return Picture(None, f"too large: header claims more than {LIMIT_PX:,} px")
         except Image.UnidentifiedImageError:
-            return Picture(None, "unreadable: not a picture" if path.stat().st_size else "unreadable: empty file")
+            size = len(file) if isinstance(file, bytes) else file.stat().st_size
+            return Picture(None, "unreadable: not a picture" if size else "unreadable: empty file")
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
             return Picture(None, f"unreadable: {' '.join(str(error).split())[:120]}")
 
@@ -74,14 +78,15 @@ def open_grey(path: Path) -> tuple[Grey | None, tuple[str, ...]]:
     return to_grey(picture.pixels), (f"marks: coloured overlay on {cast:.2%} of the pixels",) if coloured else ()
 
 
-def open_mask(path: Path, shape: tuple[int, ...]) -> tuple[Mask | None, tuple[str, ...]]:
+def open_mask(file: Path | bytes, shape: tuple[int, ...]) -> tuple[Mask | None, tuple[str, ...]]:
     """True where any channel is in the upper half, or None with the reason: unreadable, or not of `shape`."""
-    picture = open_picture(path)
+    picture = open_picture(file)
+    name = "of the row" if isinstance(file, bytes) else file.name
     if picture.pixels is None:
-        return None, (f"mask {path.name} {picture.defect}",)
+        return None, (f"mask {name} {picture.defect}",)
     bright = picture.pixels >= 128
     mask = bright if bright.ndim == 2 else np.any(bright, axis=-1)
-    return fit_shape(mask, path.name, shape)
+    return fit_shape(mask, name, shape)
 
 
 def fit_shape(mask: Mask, name: str, shape: tuple[int, ...]) -> tuple[Mask | None, tuple[str, ...]]:

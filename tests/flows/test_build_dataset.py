@@ -23,7 +23,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from flows.build_dataset import BuildResult, build_dataset
-from flows.recipe import Recipe, parse
+from flows.recipe import AUDITED, Recipe, parse
 from storage import folder, keys
 from storage.errors import RetractedError, StoreFullError
 from storage.garbage import collect
@@ -34,6 +34,9 @@ from storage.store import Store
 from storage.verifying import verify
 from storage.versions import list_versions, open_manifest
 from tasks.export import GateError
+from tasks.quality import SET_SCORES, extractors
+from tasks.quality.extractors import ExtractorParams
+from tasks.score import origins
 from tests.fakes.base import make_base
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -61,6 +64,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "critic": {"generated": 10, "training": {"steps": 4}},
         },
         "plan": {"samples": 12, "shard": 4},
+        "audit": {"scans": 8, "levels": 1},
         "stages": [
             {"stage": "layout"},
             {"stage": "lesion", "steps": 2},
@@ -95,6 +99,31 @@ def test_counts_add_up_and_the_version_is_whole(built: tuple[Path, BuildResult])
     assert Path(result.uri).is_file()
 
 
+def test_every_score_is_given_and_the_gate_says_pass(built: tuple[Path, BuildResult]) -> None:
+    manifest = open_manifest(Store(str(built[0])), "tiny")
+    assert [score.name for score in manifest.scores] == [*SET_SCORES, AUDITED]
+    assert (manifest.gate, manifest.warnings) == (built[1].gate, built[1].warnings) == ("pass", [])
+
+
+def test_score_tables_say_what_made_their_columns_and_what_quotas_may_ask_for(built: tuple[Path, BuildResult]) -> None:
+    store = Store(str(built[0]))
+    (real,) = (store.open_table(key) for key in store.list("builds/describe-real") if key.endswith(".parquet"))
+    shards = [store.open_table(key) for key in store.list("builds/score") if key.endswith(".parquet")]
+    assert len(shards) == SHARDS
+    for table in [real, *shards]:
+        made_by = origins(table)
+        assert made_by == origins(real)
+        assert made_by.features == extractors.load(ExtractorParams()).identity
+        assert made_by.spaces == {name: make().identity for name, make in extractors.SPACES.items()}
+        for row in table.to_pylist():
+            answers = [] if row["failure"] else row["answers"]
+            assert len(answers) == (0 if row["failure"] else len(made_by.labels))
+            assert sum(answers) == pytest.approx(0 if row["failure"] else 1)
+    samples = [row for table in shards for row in table.to_pylist() if row["failure"] is None]
+    assert {row["margin"] for row in samples} <= {"circumscribed", "microlobulated", "spiculated"}
+    assert {row["background_kind"] for row in samples} == {"simulated"}
+
+
 def test_a_version_keeps_every_step_it_was_made_from_retracted_or_not(copied: Path, tiny: dict[str, Any]) -> None:
     store, tomorrow = Store(str(copied)), datetime.now(UTC) + timedelta(days=1, hours=1)
     steps = {keys.step_folder(key) for key in store.list(keys.BUILDS) if key.endswith("/ref.json")}
@@ -117,12 +146,24 @@ def test_a_second_build_is_up_to_date_and_makes_nothing(copied: Path, tiny: dict
     assert set(again.reused) == set(again.seconds)
 
 
-def test_a_new_threshold_reuses_everything_up_to_scoring(copied: Path, tiny: dict[str, Any]) -> None:
-    stricter = tiny | {"curate": [{"score": "lesion_contrast", "min": 0.06}]}
-    result = build_dataset(recipe=parse(stricter), store=str(copied))
-    made = set(result.seconds) - set(result.reused)
-    assert made == {"curate", "export"}
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"curate": [{"score": "lesion_contrast", "min": 0.06}]},
+        {
+            "quotas": {"best": "segmenter_dice", "each": [{"where": {"label": "benign"}, "keep": 2}]},
+            "select": {"by": "kid"},
+        },
+    ],
+    ids=["thresholds", "quotas and selection"],
+)
+def test_curating_anew_synthesizes_and_scores_nothing(
+    changed: dict[str, Any], copied: Path, tiny: dict[str, Any], built: Any
+) -> None:
+    result = build_dataset(recipe=parse(tiny | changed), store=str(copied))
+    assert set(result.seconds) - set(result.reused) == {"curate", "export"}
     assert result.version == 2
+    assert result.planned == built[1].planned == result.kept + sum(result.rejected.values()) + result.failed
 
 
 def test_asking_for_more_makes_only_more(copied: Path, tiny: dict[str, Any]) -> None:
@@ -263,6 +304,7 @@ def test_a_set_that_misses_the_gate_is_not_published_and_leaves_its_report(copie
     gated = tiny | {"name": "gated", "gate": {"min_kept": 1000}}
     with pytest.raises(GateError, match="1000") as caught:
         build_dataset(recipe=parse(gated), store=str(copied))
+    assert "plan about" in str(caught.value)  # what would have to change
     report = Path(str(caught.value).rsplit("report: ", 1)[1])
     assert "1000" in report.read_text()
     assert [m.dataset for m in list_versions(Store(str(copied)))] == ["tiny"]

@@ -18,7 +18,21 @@ def sonoforge(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Com
 
 
 @pytest.mark.parametrize(
-    "command", ["build", "inspect", "list", "show", "pull", "verify", "train-base", "study", "ablate"]
+    "command",
+    [
+        "build",
+        "inspect",
+        "list",
+        "show",
+        "pull",
+        "verify",
+        "train-base",
+        "study",
+        "ablate",
+        "score",
+        "copies",
+        "check-leakage",
+    ],
 )
 def test_help_names_every_command(command: str) -> None:
     output = sonoforge("--help").stdout

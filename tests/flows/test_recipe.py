@@ -49,6 +49,11 @@ def test_the_digest_ignores_where_a_build_runs_and_where_its_scans_lie(tmp_path:
     assert one.digest() != parse(content(source=source, seed=1)).digest()
 
 
+def test_where_weights_lie_is_nobody_elses_business(tmp_path: Path) -> None:
+    private = content(extractor={"weights": str(tmp_path / "private.safetensors")})
+    assert str(tmp_path) not in str(parse(private).published())
+
+
 def test_an_unknown_field_is_refused_with_the_nearest() -> None:
     assert "plan.sample: unknown field; did you mean samples" in refusal(plan={"sample": 4})
     assert "did you mean curate" in refusal(curat=[])
@@ -68,6 +73,14 @@ def test_an_unknown_field_of_a_stage_and_of_a_source_is_refused_with_the_nearest
         ({"image_scores": ["segmenter_dise"]}, ["segmenter_dise", "segmenter_dice"]),
         ({"set_scores": ["fidd"]}, ["fidd", "fid"]),
         ({"formats": ["parquet", "cocoo"]}, ["cocoo", "coco"]),
+        ({"quotas": {"best": "critic", "each": [{"keep": 3}]}}, ["quotas", "critic"]),
+        (
+            {"quotas": {"best": "segmenter_dice", "each": [{"where": {"colour": "red"}, "keep": 3}]}},
+            ["colour", "margin"],
+        ),
+        ({"gate": {"limits": [{"score": "kidd", "max": 1}]}}, ["kidd", "kid"]),
+        ({"set_scores": ["fid"], "gate": {"limits": [{"score": "kid", "max": 1}]}}, ["kid", "set_scores"]),
+        ({"extractor": {"kind": "inception"}}, ["inception", "weights"]),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(changes: dict[str, Any], words: list[str]) -> None:

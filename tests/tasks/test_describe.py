@@ -7,7 +7,7 @@ from storage.records import Ref, Written
 from tasks import describe
 from tasks.curate import Curation
 from tasks.documents.licences import Licensed
-from tasks.quality.curate import Threshold
+from tasks.quality.thresholds import Threshold
 from tasks.sources import busi, folder, phantom
 from tests.fakes.base import make_base
 from tests.fakes.samples import SCORES

@@ -55,6 +55,12 @@ def test_a_missed_gate_fails_the_criterion_it_is_about(facts: Facts) -> None:
     assert _criterion(missed, "completeness").verdict == "pass"
 
 
+def test_a_gate_that_only_just_holds_warns(facts: Facts) -> None:
+    doubted = replace(facts, outcome=facts.outcome.model_copy(update={"warnings": ["fid 1.23 ≤ 5, but 6 is possible"]}))
+    assert _criterion(doubted, "congruence").verdict == "warn"
+    assert "6 is possible" in _criterion(doubted, "congruence").checks[0].found
+
+
 def test_numbers_that_do_not_add_up_fail_completeness(facts: Facts) -> None:
     outcome = facts.outcome.model_copy(update={"failed": facts.outcome.failed + 1})
     assert _criterion(replace(facts, outcome=outcome), "completeness").verdict == "fail"

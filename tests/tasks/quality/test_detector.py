@@ -75,7 +75,7 @@ def test_each_view_hides_what_it_says():
 
 
 def test_known_images_are_learned_from_and_not_answered():
-    params = detector.Params(steps=60, folds=2, batch=16, network="resnet18", width=8)
+    params = detector.Params(steps=60, folds=2, batch=16, networks=["resnet18"], width=8)
     few, others = REAL.select(np.arange(12)), REAL.select(np.arange(12, 80))
     found = detector.out_of_fold(few, degraded(pictures(60, 1), "noise", 0.8), params, seed=0, known=others)
     assert found.real.shape == (12,)
@@ -84,6 +84,62 @@ def test_known_images_are_learned_from_and_not_answered():
 
 
 def test_whole_images_go_through_resnet18_at_their_own_size():
-    params = detector.Params(steps=1, folds=2, batch=4, network="resnet18", width=4, view="full")
+    params = detector.Params(steps=1, folds=2, batch=4, networks=["resnet18"], width=4, view="full")
     found = detector.out_of_fold(pictures(6, 0, px=96), pictures(6, 1, px=96), params, seed=0)
     assert np.isfinite(found.real).all()
+
+
+def test_every_network_up_to_resnet101_answers_and_their_logits_are_averaged():
+    names: list[detector.Network] = ["small", "resnet18", "resnet34", "resnet50", "resnet101"]
+    params = detector.Params(steps=1, folds=2, batch=2, networks=names, width=4)
+    found = detector.out_of_fold(pictures(4, 0), pictures(4, 1), params, seed=0)
+    assert list(found.each) == names
+    logits = np.stack([np.log(real / (1 - real)) for real, _ in found.each.values()])
+    assert found.real == pytest.approx(1 / (1 + np.exp(-logits.mean(0))), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "weights"),
+    [("resnet18", 18, 11_689_512), ("resnet50", 50, 25_557_032), ("resnet101", 101, 44_549_160)],
+)
+def test_at_full_width_the_networks_are_those_of_the_paper(name: detector.Network, layers: int, weights: int):
+    """Layers with weights, shortcuts aside, as in He et al., table 1; parameters as published for three channels, 1000
+    classes and shortcuts without biases."""
+    network = detector.network_of(detector.Params(width=64, view="full"), name)
+    counted = [key for key, value in network.named_parameters() if value.ndim >= 2 and "downsample" not in key]
+    assert len(counted) == layers
+    features = network.get_parameter("fc.weight").shape[1]
+    biases = sum(value.numel() for key, value in network.named_parameters() if key.endswith("downsample.0.bias"))
+    ours = sum(value.numel() for value in network.parameters())
+    assert ours - biases + 64 * 7 * 7 + 999 * (features + 1) == weights
+
+
+def test_a_network_named_twice_is_refused():
+    with pytest.raises(ValueError, match="name each network once"):
+        detector.Params(networks=["small", "small"])
+
+
+def test_a_bounded_sample_of_whole_groups_teaches_and_all_images_are_judged():
+    rows = detector.sample(REAL.groups, 21, seed=0)
+    assert 19 < len(rows) <= 21
+    chosen = {REAL.groups[row] for row in rows}
+    assert len(rows) == sum(group in chosen for group in REAL.groups)
+    assert detector.sample(REAL.groups, 80, seed=0).tolist() == list(range(80))
+    params = detector.Params(steps=2, folds=2, batch=4, sample=20)
+    found = detector.out_of_fold(REAL, pictures(40, 1), params, seed=0)
+    assert (found.real != 0.5).all()
+    assert (len(found.real), len(found.synthetic)) == (80, 40)
+
+
+def test_baselines_share_no_group_and_damage_is_easier_to_find_than_nothing():
+    params = detector.Params(steps=40, folds=2, batch=16)
+    found = detector.baselines(REAL, 80, params, seed=0)
+    assert found is not None
+    assert not {REAL.groups[row] for row in found.a} & {REAL.groups[row] for row in found.b}
+    assert area_under_curve(found.control) > max(0.7, area_under_curve(found.floor))
+    assert detector.baselines(replace(REAL, groups=["one"] * 80), 80, params, seed=0) is None
+
+
+def test_no_pictures_get_no_answers():
+    nobody = REAL.select(np.arange(0))
+    assert detector.Jury(PARAMS, {}).logits(nobody, np.zeros(0, np.intp)).shape == (1, 0)

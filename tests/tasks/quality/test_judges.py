@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,9 +37,9 @@ def test_the_classifier_learns_labels_and_reports_held_out_numbers():
     judge = trained_classifier(60)
     assert judge.report["n_held_out"] == 30
     assert judge.report["auc"] > 0.9
-    confidence = classifier.load(judge.weights).confidence(HELD_OUT.images, HELD_OUT.labels)
+    confidence = classifier.load(judge.weights).confidence(HELD_OUT)
     swapped = [{"benign": "malignant", "malignant": "normal", "normal": "benign"}[label] for label in HELD_OUT.labels]
-    wrong = classifier.load(judge.weights).confidence(HELD_OUT.images, swapped)
+    wrong = classifier.load(judge.weights).confidence(replace(HELD_OUT, labels=swapped))
     assert (confidence > wrong).mean() > 0.75
 
 
@@ -96,13 +97,13 @@ def test_weights_of_another_kind_and_no_weights_are_refused(load: Callable[[byte
 def test_a_single_label_is_certain():
     heads = Pictures(TRAIN.images, TRAIN.masks, ["head"] * 60, TRAIN.groups)
     judge = classifier.train(heads, heads, classifier.Params(steps=1), 0)
-    assert (classifier.load(judge.weights).confidence(heads.images, heads.labels) == 1).all()
+    assert (classifier.load(judge.weights).confidence(heads) == 1).all()
     assert judge.report == {"n_held_out": 60}
 
 
 def test_an_unknown_label_is_refused():
     with pytest.raises(ValueError, match=r"labels \['head'\] were not in"):
-        classifier.load(trained_classifier(1).weights).confidence(HELD_OUT.images[:1], ["head"])
+        classifier.load(trained_classifier(1).weights).confidence(replace(HELD_OUT, labels=["head"] * 30))
 
 
 def test_held_out_sets_may_be_empty():
@@ -139,3 +140,39 @@ def test_dice_is_one_for_two_blank_masks_and_zero_for_one():
     assert segmenter.dice(blank, blank)[0] == 1
     assert segmenter.dice(blank, drawn)[0] == 0
     assert segmenter.dice(drawn, drawn)[0] == 1
+
+
+def test_a_judge_of_lesions_needs_masks_and_tells_shapes_apart():
+    judge = classifier.train(TRAIN, HELD_OUT, classifier.Params(steps=60, batch=8), 0, view="lesion")
+    assert judge.report["auc"] > 0.9
+    loaded = classifier.load(judge.weights)
+    assert loaded.probabilities(HELD_OUT.images, HELD_OUT.masks).sum(1) == pytest.approx(np.ones(30), abs=1e-5)
+    with pytest.raises(ValueError, match="needs the mask of every image"):
+        loaded.probabilities(HELD_OUT.images)
+
+
+def test_the_temperature_undoes_a_known_overconfidence():
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 1.5, (4000, 3))
+    likely = np.exp(honest) / np.exp(honest).sum(1, keepdims=True)
+    own = np.array([rng.choice(3, p=row) for row in likely])
+    assert classifier.fit_temperature(3 * honest, own) == pytest.approx(3, rel=0.05)
+    assert classifier.fit_temperature(honest[:10], own[:10]) == 1  # too few to say
+
+
+def test_the_calibration_error_agrees_with_torchmetrics():
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    rng = np.random.default_rng(0)
+    likely = rng.dirichlet([1, 1, 1], 500)
+    own = rng.integers(0, 3, 500)
+    theirs = multiclass_calibration_error(torch.tensor(likely), torch.tensor(own), 3, n_bins=10)
+    assert classifier.calibration_error(likely, own) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_a_confident_and_wrong_classifier_is_calibrated_on_held_out_groups():
+    many = pictures(60, 3, labels=("benign", "malignant"))
+    wrong = replace(many, labels=["benign" if k % 3 else label for k, label in enumerate(many.labels)])
+    judge = classifier.train(TRAIN, wrong, classifier.Params(steps=40, batch=8), 0)
+    assert classifier.load(judge.weights).temperature > 1
+    assert judge.report["ece_after"] < judge.report["ece_before"]

@@ -6,8 +6,14 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from tasks.quality.detector import Detection
-from tasks.quality.separability import area_under_curve, area_with_interval, detector_auc, permutation_p
-from tests.tasks.quality.test_frechet import evidence
+from tasks.quality.separability import (
+    area_under_curve,
+    area_with_interval,
+    detector_auc,
+    permutation_p,
+    weighted_area,
+)
+from tests.tasks.quality.clouds import evidence
 
 
 def detection(n: int, m: int, shift: float, folds: int = 1, seed: int = 0) -> Detection:
@@ -94,3 +100,48 @@ def test_the_interval_of_the_area_holds_it_and_narrows_with_more_groups():
     for value, low, high in (wide, narrow):
         assert low < value < high
     assert narrow[2] - narrow[1] < wide[2] - wide[1]
+
+
+def test_the_area_of_weighted_images_is_that_of_all_pairs():
+    found = detection(40, 30, 0.5, folds=3, seed=5)
+    rng = np.random.default_rng(0)
+    real, synthetic = rng.integers(0, 4, (6, 40)).astype(float), rng.integers(0, 4, (6, 30)).astype(float)
+    together = (found.real_fold[:, None] == found.synthetic_fold[None]).astype(float)
+    right = together * (0.5 + 0.5 * np.sign(found.synthetic[None] - found.real[:, None]))
+    expected = np.einsum("ri,ij,rj->r", real, right, synthetic) / np.einsum("ri,ij,rj->r", real, together, synthetic)
+    assert weighted_area(found, real, synthetic) == pytest.approx(expected)
+    assert np.isnan(weighted_area(found, np.zeros((1, 40)), synthetic[:1])).all()
+
+
+def test_the_score_has_a_p_value_and_a_control_and_doubts_a_blind_detector():
+    plain = evidence(np.zeros((60, 3)), np.zeros((60, 3)))
+    apart, alike = detection(60, 60, 2.0), detection(60, 60, 0.0, seed=2)
+    sure = detector_auc(replace(plain, detection=apart, floor_detection=alike, control_detection=apart))
+    assert sure.p == pytest.approx(1 / 501)
+    assert sure.control == area_under_curve(apart)
+    assert "misses" not in sure.note
+    assert sure.over_floor == pytest.approx(area_under_curve(apart) / area_under_curve(alike))
+    assert sure.over_floor_low is not None
+    assert sure.over_floor_low < sure.over_floor < (sure.over_floor_high or 0)
+    blind = detector_auc(replace(plain, detection=alike, control_detection=alike))
+    assert blind.p is not None
+    assert blind.p > 0.05
+    assert "misses damage made on purpose" in blind.note
+    assert "no control" in detector_auc(replace(plain, detection=alike)).note
+
+
+def test_each_network_is_named_with_its_own_area():
+    good, poor = detection(60, 60, 2.0), detection(60, 60, 0.0, seed=2)
+    both = replace(good, each={"small": (good.real, good.synthetic), "resnet50": (poor.real, poor.synthetic)})
+    score = detector_auc(replace(evidence(np.zeros((60, 3)), np.zeros((60, 3))), detection=both))
+    assert f"small {area_under_curve(good):.2f}, resnet50 {area_under_curve(poor):.2f}" in score.note
+    assert score.extractor == "small + resnet50, out of fold"
+
+
+def test_a_floor_that_orders_nothing_rightly_has_no_multiples():
+    plain = evidence(np.zeros((4, 3)), np.zeros((4, 3)))
+    found = detection(4, 4, 0.0)
+    hopeless = replace(found, real=np.ones(4, np.float32), synthetic=np.zeros(4, np.float32))
+    score = detector_auc(replace(plain, detection=found, floor_detection=hopeless))
+    assert score.floor == 0
+    assert score.over_floor is None

@@ -48,6 +48,7 @@ def test_a_flat_lesion_resembles_nothing():
     assert nearest(flat, train).similarity == pytest.approx(np.zeros(4), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_copies_of_real_lesions_are_caught_at_five_percent_false_alarms():
     """On BUSI, near-duplicates left in: only images whose nearest neighbour in the whole set is far count as
     unseen, so the limit is not raised by the duplicates themselves."""

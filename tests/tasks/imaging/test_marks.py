@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.screening.marks import find_marks
+from tasks.imaging.marks import find_marks
 from tests.fakes.pictures import picture, with_calipers
 
 SHAPE = (300, 360)

@@ -15,14 +15,14 @@ from tasks.imaging import Grey
 
 SIDE = 176
 """Every picture is first scaled to this geometric mean of its sides, px, so that resized copies agree."""
-
-_LEVELS = 7
-_APART = 9
-"""Half-width of the window in which a keypoint is the strongest, px: spreads keypoints, independent of crops."""
 _ORIENTATIONS = 8
 _CELL = 5
 """Side of one histogram cell, px; a descriptor has 4 × 4 cells."""
 _CLIP = 0.2
+_BINS = np.arange(_ORIENTATIONS * 16).reshape(_ORIENTATIONS, 4, 4)
+# A gradient at angle a lies at 180° - a in the mirror image, at -a in the one turned top to bottom.
+_LEFT_FOR_RIGHT = _BINS[(_ORIENTATIONS // 2 - np.arange(_ORIENTATIONS)) % _ORIENTATIONS, :, ::-1].ravel()
+_TOP_FOR_BOTTOM = _BINS[-np.arange(_ORIENTATIONS) % _ORIENTATIONS, ::-1].ravel()
 
 
 @dataclass(frozen=True)
@@ -35,31 +35,51 @@ class Keypoints:
     vectors: NDArray[np.float32]
 
 
-def describe(image: Grey) -> Keypoints:
-    """Keypoints of a picture of shape (h, w), strongest first within each level."""
+def describe(image: Grey, side: int = SIDE, levels: int = 7, apart: int = 9) -> Keypoints:
+    """Keypoints of a picture of shape (h, w).
+
+    Args:
+        image: the picture.
+        side: geometric mean of its sides, px, at which the finest of the levels looks at it.
+        levels: of the pyramid, three an octave; fewer where the picture becomes too small.
+        apart: half-width of the window in which a keypoint is the strongest, px: spreads keypoints over the picture,
+            independent of crops.
+    """
     height, width = image.shape
     source = Image.fromarray(image)
     found: list[tuple[NDArray[np.float32], int, NDArray[np.float32]]] = []
-    for level in range(_LEVELS):
-        factor = SIDE / (height * width) ** 0.5 * 2 ** (-level / 3)
+    for level in range(levels):
+        factor = side / (height * width) ** 0.5 * 2 ** (-level / 3)
         size = (round(width * factor), round(height * factor))
         if min(size) < 5 * _CELL:
             break
         pixels = np.asarray(source.resize(size, Image.Resampling.HAMMING), np.float32)
-        y, x = _extrema(pixels)
+        y, x = _extrema(pixels, apart)
         if len(y):
             shares = np.stack([(x + 0.5) / size[0], (y + 0.5) / size[1]], axis=1)
             found.append((shares.astype(np.float32), level, _histograms(pixels, y, x)))
     if not found:
         return Keypoints(np.zeros((0, 2), np.float32), np.zeros(0, np.int16), np.zeros((0, 128), np.float32))
-    levels = np.concatenate([np.full(len(xy), level, np.int16) for xy, level, _ in found])
-    return Keypoints(np.concatenate([f[0] for f in found]), levels, np.concatenate([f[2] for f in found]))
+    numbers = np.concatenate([np.full(len(xy), level, np.int16) for xy, level, _ in found])
+    return Keypoints(np.concatenate([f[0] for f in found]), numbers, np.concatenate([f[2] for f in found]))
 
 
-def _extrema(pixels: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def mirrored(points: Keypoints) -> Keypoints:
+    """The keypoints of the picture's mirror image, left for right, without looking again."""
+    xy = np.stack([1 - points.xy[:, 0], points.xy[:, 1]], axis=1)
+    return Keypoints(xy, points.level, points.vectors[:, _LEFT_FOR_RIGHT])
+
+
+def upside_down(points: Keypoints) -> Keypoints:
+    """The keypoints of the picture turned top to bottom, without looking again."""
+    xy = np.stack([points.xy[:, 0], 1 - points.xy[:, 1]], axis=1)
+    return Keypoints(xy, points.level, points.vectors[:, _TOP_FOR_BOTTOM])
+
+
+def _extrema(pixels: NDArray[np.float32], apart: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns of the strongest spots, none on flat ground."""
     response = np.abs(ndimage.gaussian_filter(pixels, 1.2) - ndimage.gaussian_filter(pixels, 2.0))
-    strongest = ndimage.maximum_filter(response, 2 * _APART + 1)
+    strongest = ndimage.maximum_filter(response, 2 * apart + 1)
     inner = np.zeros(pixels.shape, np.bool_)
     edge = _CELL + 1
     inner[edge:-edge, edge:-edge] = True

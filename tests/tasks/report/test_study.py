@@ -1,0 +1,150 @@
+"""The page and the tables of a utility study."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from tasks.report import study_page
+from tasks.report.curves import Curve, Point, draw
+from tasks.report.study import Estimate, FoldFacts, Study, findings, grid, markdown, rows
+
+ARMS = ("real", "real + synthetic", "synthetic, then real")
+REGIMES = ((10.0, 10.0), (20.0, 20.0), (0.5, 127.0), (1.0, 254.0))
+
+
+def _estimate(arm: str, regime: float, images: float, value: float, **more: object) -> Estimate:
+    about = {"measure": "segmentation, mean Dice", "fold": None, "low": value - 0.03, "high": value + 0.03, "n": 305}
+    return Estimate.model_validate(
+        {**about, "arm": arm, "regime": regime, "real_images": images, "value": value, "trainings": 5, **more}
+    )
+
+
+def _study(**more: object) -> Study:
+    estimates = [
+        _estimate(arm, regime, images, 0.45 + 0.05 * step + 0.04 * (2 - step / 2) * place, tested=tested)
+        for tested in ("held out", "external")
+        for place, arm in enumerate(ARMS)
+        for step, (regime, images) in enumerate(REGIMES)
+    ]
+    estimates += [
+        _estimate(arm, regime, images, 0.06 - 0.02 * step, over="real", better=5 - step)
+        for arm in ARMS[1:]
+        for step, (regime, images) in enumerate(REGIMES)
+    ]
+    estimates.append(_estimate("synthetic only", 0, 0, 0.6))
+    estimates.append(
+        Estimate(measure="classification, AUC", arm="real", fold=None, value=None, n=0, regime=1.0, note="one <label>")
+    )
+    estimates.append(Estimate(measure="KID", arm="kept", fold=None, value=0.1, low=0.0, high=0.2, n=40))
+    facts = FoldFacts(
+        fold=0, dataset="d", planned=8, kept=6, rejected={"fid": 2}, failed=0, problems=[], published="d@1", critic={}
+    )
+    content = {"recipe": "breast", "recipe_digest": "0" * 64, "params": {}, "folds": 5, "seeds": 1}
+    return Study.model_validate({**content, "facts": [facts], "estimates": estimates, **more})
+
+
+class _Checker(HTMLParser):
+    """Every tag closed in order; nothing fetched from anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "img", "iframe")
+        assert not [name for name, _ in attrs if name.startswith("on") or name in ("src", "href")]
+        if tag not in ("meta", "line", "polygon", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else() -> None:
+    html = study_page.render(_study())
+    checker = _Checker()
+    checker.feed(html)
+    assert checker.open == []
+    assert html.count("<svg") == 3  # Dice held out with gains, external without; no number of the classifier
+    assert "one &lt;label&gt;" in html
+
+
+def test_a_curve_passes_through_its_numbers() -> None:
+    points = [Point(10, 0.4, 0.35, 0.45), Point(100, 0.5, None, None), Point(1000, 0.6, 0.58, 0.62)]
+    svg = str(draw("Dice", "Dice", [Curve("real", 0, points)]))
+    line = re.search(r'polyline class="line c0" points="([^"]+)"', svg)
+    assert line is not None
+    spots = [tuple(map(float, pair.split(","))) for pair in line[1].split()]
+    assert spots[1][0] - spots[0][0] == pytest.approx(spots[2][0] - spots[1][0])  # x is logarithmic
+    assert spots[0][1] - spots[1][1] == pytest.approx(spots[1][1] - spots[2][1])
+    assert spots[0][1] > spots[2][1]  # more is higher
+    band = re.search(r'polygon class="band c0" points="([^"]+)"', svg)
+    assert band is not None
+    assert len(band[1].split()) == 4  # two points have an interval
+    assert "10 real images: 0.400 (0.350 to 0.450)" in svg
+
+
+def test_an_arm_without_real_images_is_a_level_line_across() -> None:
+    curves = [
+        Curve("real", 0, [Point(10, 0.4, 0.3, 0.5), Point(254, 0.6, 0.5, 0.7)]),
+        Curve("synthetic only", 1, [Point(0, 0.55, 0.5, 0.6)], level=True),
+    ]
+    level = re.search(r'polyline class="line c1 level" points="([^ ]+) ([^"]+)"', str(draw("t", "u", curves)))
+    assert level is not None
+    left, right = (tuple(map(float, level[k].split(","))) for k in (1, 2))
+    assert left[1] == right[1]
+    assert right[0] - left[0] > 300
+    with pytest.raises(ValueError, match="no number to draw in 'empty'"):
+        draw("empty", "u", [Curve("real", 0, [])])
+
+
+def test_gains_that_are_sure_are_told_first_and_the_others_as_what_they_are() -> None:
+    told = findings(_study())
+    assert len(told) == 8
+    sure = [sentence for sentence in told if "holds zero" not in sentence]
+    assert told[: len(sure)] == sure
+    assert (
+        "segmentation, mean Dice, held out, 10 real images: real + synthetic + 0.060 over real (0.030 to 0.090), "
+        "better in 5 of 5 trainings" in told
+    )
+
+
+def test_a_table_has_a_row_a_regime_and_a_column_an_arm() -> None:
+    columns, lines = grid(_study().curves()["segmentation, mean Dice", "held out"])
+    assert columns == ["real images", *ARMS, *(f"{arm}, gain" for arm in ARMS[1:]), "synthetic only"]
+    assert [line[0] for line in lines] == ["10", "20", "127", "254", "0"]
+    assert lines[0][4] == "+ 0.060 (0.030 to 0.090)"
+    assert lines[4][1:] == ["", "", "", "", "", "0.600 (0.570 to 0.630)"]
+
+
+def test_published_gains_stand_beside_those_on_all_real_images() -> None:
+    beaten = [row for row in rows(_study()) if row[7]]
+    assert [(row[0], row[1], row[2], row[7]) for row in beaten] == [
+        ("segmentation, mean Dice", "real + synthetic, gain", "254", "0.026")
+    ]
+    assert "| 10 | 0.450 (0.420 to 0.480) |" in markdown(_study())
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_error_and_within_its_width(browser: Browser, tmp_path: Path, width: int) -> None:
+    (tmp_path / "study.html").write_text(study_page.render(_study()))
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
+    page.goto(f"file://{tmp_path}/study.html")
+    assert said == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    charts = page.locator("svg.curves")
+    assert charts.count() == 3
+    assert all((box := charts.nth(k).bounding_box()) is not None and box["width"] > 280 for k in range(3))
+    page.close()
