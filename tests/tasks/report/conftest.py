@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.servers.supervisor import skip_without
 
@@ -16,6 +16,7 @@ def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     skip_without([] if chromium else ["chromium"], "apt-get install --no-install-recommends chromium")
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        expect.set_options(timeout=30_000)  # a busy machine
+        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         yield found
         found.close()
