@@ -16,6 +16,7 @@ from benchmarks.planting import Row
 from tasks import sources
 from tasks.quality import IMAGE_SCORES, LOWER_IS_BETTER, Evidence, classifier, detector, segmenter
 from tasks.quality.judge import HEALTHY, Pictures
+from tasks.quality.resampling import bounded_rows
 from tasks.screening.screen import KEPT, ScreenParams, screen
 
 ALLOWED = 0.05
@@ -45,7 +46,7 @@ def rows(data: Path, quick: bool) -> Iterator[Row]:
     spoiled: list[list[Numbers]] = []
     for k in range(folds):
         train, test = pictures.select(fold != k), pictures.select(fold == k)
-        test = test.select(detector.sample(test.groups, 40 if quick else len(test), 0))
+        test = test.select(bounded_rows(test.groups, 40 if quick else len(test), 0))
         evidence = trained(train, test, quick)
         clean.append(numbers(evidence, test))
         healthy = test.with_labels({HEALTHY})

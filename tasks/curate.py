@@ -17,9 +17,10 @@ from storage.store import Store
 from tasks.connect import open_store
 from tasks.detect import WHOLE_SET, with_detection
 from tasks.gather import MOST, Scored, score_set
-from tasks.quality import LOWER_IS_BETTER, SET_SCORES, detector, gate, quotas, selection, thresholds
+from tasks.quality import LOWER_IS_BETTER, SET_SCORES, gate, quotas, selection, thresholds
 from tasks.quality.gate import Decision, GateParams
 from tasks.quality.quotas import ATTRIBUTES, Filled, Quotas
+from tasks.quality.resampling import bounded_rows
 from tasks.quality.selection import SelectParams
 from tasks.quality.thresholds import Threshold
 from tasks.reuse import Done, reuse
@@ -184,7 +185,7 @@ def _select(
     """
     candidates = np.flatnonzero(_empty(reasons))
     train = reals[reals["split"] == "train"]
-    train = train.iloc[detector.sample(list(train["group"]), MOST, scored.seed)]
+    train = train.iloc[bounded_rows(list(train["group"]), MOST, scored.seed)]
     against = scored.features([scored.real], list(train["id"]))
     blocks = np.array_split(candidates, max(1, -(-len(candidates) // selection.BLOCK)))
     try:

@@ -19,6 +19,7 @@ from tasks.ingest import kept_scans
 from tasks.quality import detector
 from tasks.quality.detector import Detection, Jury, Params
 from tasks.quality.judge import Pictures
+from tasks.quality.resampling import bounded_rows
 from tasks.reuse import Done, reuse
 from tasks.train import pictures_of
 
@@ -121,7 +122,7 @@ def _judged(
     everyone = [group for shard in groups for group in shard]
     fold = detector.assign_folds([*real.groups, *everyone], params.folds, seed)
     folds = fold[: len(real)], fold[len(real) :]
-    taught = detector.sample(real.groups, params.sample, seed), detector.sample(everyone, params.sample, seed)
+    taught = bounded_rows(real.groups, params.sample, seed), bounded_rows(everyone, params.sample, seed)
     teaching = _selected(store, shards, groups, taught[1])
     of_taught = folds[0][taught[0]], folds[1][taught[1]]
     jury = detector.convene(real.select(taught[0]), teaching, of_taught, params, seed, advance)

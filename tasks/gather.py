@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from storage.records import Ref, SetScore
 from storage.store import Store
 from tasks.detect import detections_of
-from tasks.quality import SET_SCORES, detector
+from tasks.quality import SET_SCORES
 from tasks.quality.evidence import ClassAnswers, SetEvidence, Space
+from tasks.quality.resampling import bounded_rows
 from tasks.score import ANSWERS, FEATURES, Origins, origins
 
 MOST = 8192
@@ -145,7 +146,7 @@ def _detected(scored: Scored, real: pd.DataFrame, made: pd.DataFrame) -> SetEvid
 
 
 def _drawn(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    return rows.iloc[detector.sample(list(rows["group"]), MOST, seed)]
+    return rows.iloc[bounded_rows(list(rows["group"]), MOST, seed)]
 
 
 def _thin(store: Store, refs: Sequence[Ref], columns: Sequence[str]) -> pd.DataFrame:

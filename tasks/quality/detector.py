@@ -18,7 +18,7 @@ from tasks.imaging import Grey, Mask, dilate, letterbox
 from tasks.quality.crops import centred_square
 from tasks.quality.degradation import damaged
 from tasks.quality.judge import Advance, Pictures, silent
-from tasks.quality.resampling import group_halves
+from tasks.quality.resampling import bounded_rows, group_halves
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,7 +131,7 @@ def out_of_fold(
     """
     fold = assign_folds([*real.groups, *synthetic.groups], params.folds, seed)
     folds = fold[: len(real)], fold[len(real) :]
-    a, b = (sample(side.groups, params.sample, seed) for side in (real, synthetic))
+    a, b = (bounded_rows(side.groups, params.sample, seed) for side in (real, synthetic))
     jury = convene(real.select(a), synthetic.select(b), (folds[0][a], folds[1][b]), params, seed, advance, known)
     return detection_of(jury.logits(real, folds[0]), jury.logits(synthetic, folds[1]), folds, params)
 
@@ -200,16 +200,6 @@ def convene(
                 for number, name in enumerate(params.networks)
             ]
     return Jury(params, networks)
-
-
-def sample(groups: Sequence[str], most: int, seed: int) -> NDArray[np.intp]:
-    """Rows of whole groups in random order, `most` rows at most (but one group at least); all where they fit."""
-    if len(groups) <= most:
-        return np.arange(len(groups))
-    names, member, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    order = np.random.default_rng([seed, 6]).permutation(len(names))
-    taken = order[: max(1, int((np.cumsum(sizes[order]) <= most).sum()))]
-    return np.flatnonzero(np.isin(member, taken))
 
 
 def assign_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.intp]:

@@ -6,6 +6,7 @@ import pytest
 from tasks.quality import detector
 from tasks.quality.degradation import DEGRADATIONS, degrade_inside
 from tasks.quality.judge import Pictures
+from tasks.quality.resampling import bounded_rows
 from tasks.quality.separability import area_under_curve
 from tests.tasks.quality.toys import pictures
 
@@ -120,11 +121,11 @@ def test_a_network_named_twice_is_refused():
 
 
 def test_a_bounded_sample_of_whole_groups_teaches_and_all_images_are_judged():
-    rows = detector.sample(REAL.groups, 21, seed=0)
+    rows = bounded_rows(REAL.groups, 21, seed=0)
     assert 19 < len(rows) <= 21
     chosen = {REAL.groups[row] for row in rows}
     assert len(rows) == sum(group in chosen for group in REAL.groups)
-    assert detector.sample(REAL.groups, 80, seed=0).tolist() == list(range(80))
+    assert bounded_rows(REAL.groups, 80, seed=0).tolist() == list(range(80))
     params = detector.Params(steps=2, folds=2, batch=4, sample=20)
     found = detector.out_of_fold(REAL, pictures(40, 1), params, seed=0)
     assert (found.real != 0.5).all()
