@@ -34,7 +34,8 @@ from tasks.score import describe_real, score_shard
 from tasks.synthesis.background import HEALTHY
 from tasks.synthesize import Generator, synthesize_shard
 from tasks.track import advance, track
-from tasks.train import JUDGES, train_adapter, train_critic, train_harmonizer, train_judge
+from tasks.train import train_adapter, train_harmonizer
+from tasks.train_judges import JUDGES, train_critic, train_judge
 from tasks.tune import tune_decoder
 
 

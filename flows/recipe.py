@@ -27,7 +27,8 @@ from tasks.study import StudyParams
 from tasks.synthesis import StageParams, seams
 from tasks.synthesis import background as backgrounds
 from tasks.synthesis.diffusion.decoder import DecoderParams
-from tasks.train import JudgesParams, LoraParams
+from tasks.train import LoraParams
+from tasks.train_judges import JudgesParams
 
 AUDITED = "membership_auc"
 """The set score that the audit of the adapters adds."""

@@ -21,7 +21,7 @@ from tasks.screening.screen import ScreenParams
 from tasks.study import Fold, classify, segment, segment_by_sam
 from tasks.tell_apart import NEGATIVE_CONTROL, POSITIVE_CONTROL, detect, find_copies
 from tasks.track import advance, track
-from tasks.train import report_of
+from tasks.train_judges import report_of
 
 
 class StudyResult(Record):

@@ -221,15 +221,16 @@ SCAN_SCHEMA = pa.schema(
 
 LINEAGE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("background_id", pa.string()),
-    ("background_kind", pa.string()),  # real | simulated | synthetic
+    ("background_kind", pa.string()),  # real | simulated | synthetic; null, as its id, where a picture is drawn whole
     ("background_strength", pa.float32()),  # how much of the scan was redrawn; null unless synthetic
     ("background_similarity", pa.float32()),  # to that scan, -1 to 1; null unless synthetic
     ("mask_id", pa.string()),  # the real mask it was derived from or, of a model's masks, the nearest one
-    ("mask_kind", pa.string()),  # donor | model
+    ("mask_kind", pa.string()),  # donor | model | ellipse | drawn (with its picture)
     ("margin", pa.string()),  # circumscribed | microlobulated | spiculated
     ("orientation", pa.string()),  # parallel | not parallel
     ("base_digest", pa.string()),
     ("adapter_digest", pa.string()),
+    ("controlnet_digest", pa.string()),  # null where no ControlNet held the picture to its mask
     ("harmonizer_digest", pa.string()),  # null where seams are repaired by the label's own adapter
     ("decoder_digest", pa.string()),  # null where pictures are decoded by the base's own decoder
     ("levels_id", pa.string()),  # the real lesion whose grey levels it was given; null where as drawn
@@ -248,7 +249,7 @@ SYNTHETIC_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("image", IMAGE),
         ("mask", IMAGE),
-        ("region", IMAGE),  # the declared region: outside it the background is untouched
+        ("region", IMAGE),  # the declared region: outside it the background is untouched; null: drawn whole
         ("background", IMAGE),  # where it is synthetic; else null, and `background_id` says where it is
         ("label", pa.string()),
         ("organ", pa.string()),
@@ -256,6 +257,7 @@ SYNTHETIC_SCHEMA = pa.schema(
         ("group", pa.string()),
         ("split", pa.string()),
         ("pixel_mm", pa.float64()),
+        ("head_circumference_mm", pa.float64()),  # of the mask, where it is a head's and the pixel size is known
         ("sha256", pa.string()),
         *LINEAGE_FIELDS,
         ("failure", pa.string()),  # null where the sample was made

@@ -21,7 +21,7 @@ from tasks.quality.detector import Detection, Jury, Params
 from tasks.quality.judge import Pictures
 from tasks.quality.resampling import bounded_rows
 from tasks.reuse import Done, reuse
-from tasks.train import pictures_of
+from tasks.train_judges import pictures_of
 
 ALGORITHM = 2
 STEP = "detect"

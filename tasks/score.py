@@ -21,7 +21,7 @@ from tasks.quality.extractors import Extractor, ExtractorParams
 from tasks.quality.judge import Pictures
 from tasks.quality.quotas import ATTRIBUTES
 from tasks.reuse import Done, reuse
-from tasks.train import pictures_of
+from tasks.train_judges import pictures_of
 
 ALGORITHM = 2
 STEP, REAL = "score", "describe-real"

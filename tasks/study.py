@@ -27,7 +27,7 @@ from tasks.quality.sam import Params as SamParams
 from tasks.quality.unet import Params as UNetParams
 from tasks.reuse import Done, reuse
 from tasks.sources import SourceParams
-from tasks.train import pictures_of
+from tasks.train_judges import pictures_of
 
 SEGMENT_ALGORITHM = CLASSIFY_ALGORITHM = 2
 SAM_ALGORITHM = 1

@@ -24,7 +24,7 @@ from tasks.synthesis.diffusion import base as bases
 from tasks.synthesis.diffusion import decoder
 from tasks.synthesis.draft import Advance
 
-ALGORITHM = 3
+ALGORITHM = 4
 STEP = "synthesize"
 MILLISECONDS = "milliseconds"  # among a shard's counts: how long its stages took
 
@@ -35,7 +35,7 @@ class Generator(Record):
     """All that decides what is drawn, beside a plan and a seed: weights by reference, stages by value.
 
     A Ref without rows stands for what the recipe does not train. `healthy` is the adapter of healthy tissue, which
-    draws the backgrounds that `background` describes.
+    draws the backgrounds that `background` describes. Labels whose pictures are drawn whole share one adapter.
     """
 
     base: str
@@ -46,6 +46,7 @@ class Generator(Record):
     background: backgrounds.Params | None = None
     healthy: Ref | None = None
     critic: Ref | None = None
+    controlnet: Ref | None = None
 
     def described(self) -> dict[str, object]:
         """The part of a step's key that is no digest."""
@@ -58,6 +59,7 @@ class Generator(Record):
             "harmonizer": self.harmonizer,
             "healthy": self.healthy,
             "critic": self.critic,
+            "controlnet": self.controlnet,
         }
         named = {**others, **{f"adapter {label}": ref for label, ref in sorted(self.adapters.items())}}
         weights = [f"{name}={ref.sha256}" for name, ref in named.items() if ref is not None]
@@ -78,6 +80,9 @@ def tools_of(store: Store, generator: Generator, kept: list[KeptScan], advance: 
         donors=donors_of(kept),
         critic=critic_of(store, generator.critic),
         harmonizer=store.read(generator.harmonizer.key) if generator.harmonizer.rows else None,
+        controlnet=store.read(generator.controlnet.key)
+        if generator.controlnet is not None and generator.controlnet.rows
+        else None,
         advance=advance,
     )
 
@@ -198,6 +203,9 @@ def row_of(draft: Draft, dataset: str, generator: Generator) -> dict[str, object
         "base_digest": bases.digest(bases.locate(generator.base)),
         "decoder_digest": generator.decoder.sha256 if generator.decoder.rows else None,
         "adapter_digest": generator.adapters[draft.label].sha256,
+        "controlnet_digest": generator.controlnet.sha256
+        if generator.controlnet is not None and generator.controlnet.rows
+        else None,
         "seed": draft.seed,
     }
     made = draft.failure is None
@@ -219,6 +227,7 @@ def row_of(draft: Draft, dataset: str, generator: Generator) -> dict[str, object
         "group": draft.group,
         "split": "train",  # descends from adapters that saw the training groups only
         "pixel_mm": draft.pixel_mm,
+        "head_circumference_mm": draft.head_circumference_mm,
         "sha256": pixels_sha256(draft.image) if made else None,
         **lineage,
         "failure": draft.failure,

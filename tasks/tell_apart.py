@@ -19,7 +19,7 @@ from tasks.quality.detector import Params as DetectorParams
 from tasks.quality.resampling import group_halves
 from tasks.reuse import Done, reuse
 from tasks.study import Fold, kept_samples, lesions_of
-from tasks.train import pictures_of
+from tasks.train_judges import pictures_of
 
 DETECT_ALGORITHM = 2
 COPIES_ALGORITHM = 2

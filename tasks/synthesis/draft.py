@@ -31,7 +31,9 @@ class Draft:
     """One sample between two stages. Stages return new drafts; they never change the arrays of one.
 
     `image` starts as `background`; both are (H, W), H = W. `mask` is the lesion, `region` the pixels in which
-    `image` may differ from `background`. `lineage` holds what `storage.records.LINEAGE_FIELDS` names.
+    `image` may differ from `background`, None where it is drawn whole: `background` is then black, of no kind and
+    without an id. `attributes` are words of the prompt beside organ and label. `lineage` holds what
+    `storage.records.LINEAGE_FIELDS` names.
     `failure` says why a sample could not be made; such a draft passes through later stages unchanged.
     """
 
@@ -40,13 +42,15 @@ class Draft:
     label: str
     organ: str
     background: Grey
-    background_id: str
-    background_kind: str
+    background_id: str | None
+    background_kind: str | None
     pixel_mm: float | None
     group: str
     image: Grey
     mask: Mask | None = None
     region: Mask | None = None
+    attributes: tuple[str, ...] = ()
+    head_circumference_mm: float | None = None
     lineage: Mapping[str, object] = field(default_factory=lambda: dict[str, object]())
     failure: str | None = None
 
@@ -77,7 +81,8 @@ class Tools:
     """What stages need beside their parameters: models, donors, how many images fit one batch.
 
     `adapters` holds LoRA weights (safetensors) by label; a label without one is drawn by the base alone.
-    `harmonizer` holds those of the adapter trained on seam pairs, None where the recipe trains none.
+    `harmonizer` holds those of the adapter trained on seam pairs, None where the recipe trains none; `controlnet`
+    those of the network that holds pictures to their masks.
     `advance` is called with 1 for every draft that a stage has finished with.
     """
 
@@ -86,6 +91,7 @@ class Tools:
     donors: Sequence[Donor]
     critic: Critic | None = None
     harmonizer: bytes | None = None
+    controlnet: bytes | None = None
     batch: int = 32
     advance: Advance = _silent
 

@@ -27,15 +27,15 @@ lesion that ends `HOLE_MARGIN_PX` inside it, which is what makes the declared ma
 _TAILS = {"normal": "normal tissue", "head": "standard plane"}
 
 
-def prompt(organ: str, label: str) -> str:
-    """What the text encoder reads about an organ and a label.
+def prompt(organ: str, label: str, attributes: Sequence[str] = ()) -> str:
+    """What the text encoder reads about an organ, a label and what else is known of a picture.
 
-    >>> prompt("breast", "benign")
-    'ultrasound of breast, benign lesion'
+    >>> prompt("breast", "benign", ["oval", "parallel"])
+    'ultrasound of breast, benign lesion, oval, parallel'
     >>> prompt("breast", "normal")
     'ultrasound of breast, normal tissue'
     """
-    return f"ultrasound of {organ}, {_TAILS.get(label, f'{label} lesion')}"
+    return ", ".join([f"ultrasound of {organ}", _TAILS.get(label, f"{label} lesion"), *attributes])
 
 
 @torch.no_grad()
