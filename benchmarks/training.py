@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.ratios import Ratio, main, paired
 from tasks.sources import phantom
-from tasks.synthesis.diffusion import adapters, cache, examples, latents, lora, objective, sample, trainable
+from tasks.synthesis.diffusion import adapters, cache, examples, latents, lora, objective, sample, solver, trainable
 from tasks.synthesis.diffusion import base as bases
 from tasks.synthesis.diffusion.adapter_files import write
 from tasks.synthesis.diffusion.base import Base
@@ -119,7 +119,7 @@ def _theirs(base: Base, learned: Sequence[lora.Example], steps: int, seed: int) 
     params = _params(steps)
     optimizer = torch.optim.AdamW(lora_layers, lr=RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=params.warmup, num_training_steps=steps)
-    noise_scheduler = sample.training_schedule(base.scheduler_config)
+    noise_scheduler = solver.training_schedule(base.scheduler_config)
     velocity = noise_scheduler.config["prediction_type"] == "v_prediction"
     inpaints = sample.reads_condition(unet)
     prompt = latents.prompt(ORGAN, learned[0].label)
@@ -173,8 +173,8 @@ class _Score:
 
     def __init__(self, base: Base, held: Sequence[lora.Example]) -> None:
         self._base, self._params = base, _params(2).model_copy(update={"precision": "fp32", "warmup": 0})
-        self._scheduler = sample.training_schedule(base.scheduler_config)
-        self._held = examples.encode(base, held, [held[0].label], sample.reads_condition(base.unet), cache.Forgetful())
+        self._scheduler = solver.training_schedule(base.scheduler_config)
+        self._held = examples.encode(base, held, [held[0].words], sample.reads_condition(base.unet), cache.Forgetful())
         self._text = latents.embed(base, [latents.UNCONDITIONAL, latents.prompt(ORGAN, held[0].label)])
 
     @torch.no_grad()
@@ -204,7 +204,7 @@ def _explain(
         console.print(f"{name}: {speed:.1f} images/s, validation loss {spread}")
     console.print(f"the base alone: validation loss {untrained:.4f}")
     begin = time.perf_counter()
-    examples.encode(base, learned, [learned[0].label], sample.reads_condition(base.unet), cache.Forgetful())
+    examples.encode(base, learned, [learned[0].words], sample.reads_condition(base.unet), cache.Forgetful())
     share = (time.perf_counter() - begin) / mean(run.seconds for run in ours)
     console.print(f"of our time {share:.0%} is encoding {len(learned)} images once; the rest is the UNet, both ways")
 

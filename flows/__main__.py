@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from flows.commands import builds, quality, versions
+from flows.commands import builds, experiments, quality, versions
 from storage.errors import StorageError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     """,
 )
 app.add_typer(builds.app)
+app.add_typer(experiments.app)
 app.add_typer(quality.app)
 app.add_typer(versions.app)
 

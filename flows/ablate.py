@@ -13,6 +13,7 @@ from flows.recipe import Recipe, override, parse
 from storage.records import Record, Ref
 from tasks.ablate import describe_variant, tabulate
 from tasks.connect import open_store
+from tasks.quality.gate import GateParams
 from tasks.report.ablation import Ablation
 from tasks.reuse import Done
 
@@ -47,7 +48,8 @@ def ablate(
     opened = open_store(store)
     opened.probe()
     with relied_on(opened, f"ablate {recipe.name}"):
-        compared = recipe.model_copy(update={"audit": None})  # the table says nothing of what adapters give away
+        # The table says nothing of what adapters give away, and nothing is published: no gate may ask about it.
+        compared = recipe.model_copy(update={"audit": None, "gate": GateParams()})
         described = [_described(compared, variant, store) for variant in variants(recipe)]
         table = tabulate(store, recipe.name, recipe.digest(), described)
     ablation = Ablation.model_validate_json(opened.read(table.ref.key))

@@ -1,25 +1,23 @@
 """The DAG of one dataset: order, nothing else. Every step's work is in `tasks/`."""
 
-import multiprocessing
-import os
 import resource
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from prefect import Task, flow
-from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from prefect import flow
 from pydantic import Field
 
-from flows.recipe import Recipe, Runner
+from flows import pins
+from flows.recipe import Recipe
+from flows.runners import fan_out
 from storage import keys, leases
 from storage.records import Ref
 from storage.store import Store
-from tasks import plan
+from tasks import plan, synthesis
 from tasks.audit import audit_membership
 from tasks.connect import open_store
 from tasks.curate import CurateParams, curate_set
@@ -33,8 +31,8 @@ from tasks.reuse import Done
 from tasks.score import describe_real, score_shard
 from tasks.synthesis.background import HEALTHY
 from tasks.synthesize import Generator, synthesize_shard
-from tasks.track import advance, track
-from tasks.train import train_adapter, train_harmonizer
+from tasks.track import track
+from tasks.train import train_adapter, train_controlnet, train_harmonizer, train_picture_adapter
 from tasks.train_judges import JUDGES, train_critic, train_judge
 from tasks.tune import tune_decoder
 
@@ -90,46 +88,67 @@ def build_dataset(
 
 def make(recipe: Recipe, store: str, done: list[Done]) -> Made:
     """All steps of a dataset up to its curation, inside a flow; `done` gets how each ended."""
+    pins.check(recipe)
     seed, labels = recipe.seed, sorted(recipe.plan.labels)
 
     scans = _ref(done, ingest(store, recipe.source, recipe.screen, seed))
     if recipe.training_scans is not None:
         scans = _ref(done, narrow(store, scans, recipe.training_scans, seed))
-    adapters = {
-        label: _ref(done, train_adapter(store, scans, recipe.base, recipe.lora, label, seed)) for label in labels
-    }
     judges = {name: _ref(done, train_judge(store, scans, name, recipe.judges, seed)) for name in JUDGES}
-    generator = Generator(
-        base=recipe.base,
-        decoder=_ref(done, tune_decoder(store, scans, recipe.base, recipe.decoder, seed)),
-        adapters=adapters,
-        harmonizer=_ref(done, train_harmonizer(store, scans, recipe.base, recipe.harmonizer, labels, seed)),
-        stages=recipe.stages,
-    )
-    if recipe.background == "synthetic":
-        healthy = _ref(done, train_adapter(store, scans, recipe.base, recipe.lora, HEALTHY, seed))
-        ground = {"background": recipe.background_drawing, "healthy": healthy}
-        generator = generator.model_copy(update=ground)
-    critic = _ref(done, train_critic(store, scans, generator, seed, recipe.judges.critic))
+    generator = _generator(recipe, store, scans, done)
+    whole = not synthesis.needs_background(recipe.stages)
+    critic = _ref(done, train_critic(store, scans, generator, seed, None if whole else recipe.judges.critic))
     generator = generator.model_copy(update={"critic": critic})
 
     made = {"store_url": store, "scans": scans, "generator": generator, "plan": recipe.plan, "seed": seed}
     ranges = [{"first": shard.start, "last": shard.stop} for shard in plan.shards(recipe.plan)]
     with track("synthesize", recipe.plan.samples):
-        shards = _fan_out(done, synthesize_shard, [{**made, **r} for r in ranges], recipe.runner)
+        shards = _refs(done, fan_out(synthesize_shard, [{**made, **r} for r in ranges], recipe.runner))
 
-    names, scoring = recipe.image_scores, {**judges, "critic": critic}
+    names, scoring = recipe.scored_images, {**judges, "critic": critic}
     judged = {"store_url": store, "scans": scans, "judges": scoring, "extractor": recipe.extractor, "names": names}
     with track("score", recipe.plan.samples):
-        scores = _fan_out(done, score_shard, [{**judged, "shard": s, "seed": seed} for s in shards], recipe.runner)
+        asked = [{**judged, "shard": shard, "seed": seed} for shard in shards]
+        scores = _refs(done, fan_out(score_shard, asked, recipe.runner))
     real = _ref(done, describe_real(store, scans, scoring, recipe.extractor, labels, names, seed))
-    detected = _ref(done, detect_synthetic(store, shards, scans, labels, recipe.judges.detector, seed))
+    detected = _ref(done, detect_synthetic(store, shards, scans, labels, recipe.judges.detector.seeing(whole), seed))
     audits: list[Ref] = []
     if recipe.audit is not None:
-        audits.append(_ref(done, audit_membership(store, scans, recipe.base, adapters, recipe.audit, seed)))
+        learned, words = synthesis.learned(recipe.stages), synthesis.attributes_of(recipe.stages)
+        weights = generator.adapters, recipe.audit, seed, learned, words, generator.controlnet
+        attacked = audit_membership(store, scans, recipe.base, *weights)
+        audits.append(_ref(done, attacked))
     curated = _ref(done, curate_set(store, scores, detected, real, _curate_params(recipe), seed, audits))
 
-    return Made(scans, _weights(generator, judges), adapters, critic, shards, scores, real, detected, curated)
+    return Made(scans, _weights(generator, judges), generator.adapters, critic, shards, scores, real, detected, curated)
+
+
+def _generator(recipe: Recipe, store: str, scans: Ref, done: list[Done]) -> Generator:
+    """Train what draws: an adapter for each label of lesions, or one, perhaps with a ControlNet, for whole pictures."""
+    base, seed, labels = recipe.base, recipe.seed, sorted(recipe.plan.labels)
+    learned, controlnet, healthy = synthesis.learned(recipe.stages), None, None
+    if synthesis.needs_background(recipe.stages):
+        each = {label: train_adapter(store, scans, base, recipe.lora, label, seed) for label in labels}
+        adapters = {label: _ref(done, trained) for label, trained in each.items()}
+    else:
+        words = synthesis.attributes_of(recipe.stages)
+        whole = _ref(
+            done, train_picture_adapter(store, scans, base, recipe.lora, labels, learned == "pair", words, seed)
+        )
+        held = train_controlnet(store, scans, base, whole, recipe.controlnet, labels, words, seed)
+        adapters, controlnet = dict.fromkeys(labels, whole), _ref(done, held)
+    if recipe.background == "synthetic":
+        healthy = _ref(done, train_adapter(store, scans, base, recipe.lora, HEALTHY, seed))
+    return Generator(
+        base=base,
+        decoder=_ref(done, tune_decoder(store, scans, base, recipe.decoder, seed, learned)),
+        adapters=adapters,
+        harmonizer=_ref(done, train_harmonizer(store, scans, base, recipe.harmonizer, labels, seed)),
+        stages=recipe.stages,
+        background=None if healthy is None else recipe.background_drawing,
+        healthy=healthy,
+        controlnet=controlnet,
+    )
 
 
 def _curate_params(recipe: Recipe) -> CurateParams:
@@ -138,19 +157,23 @@ def _curate_params(recipe: Recipe) -> CurateParams:
         quotas=recipe.quotas,
         select=recipe.select,
         gate=recipe.gate,
-        set_scores=recipe.set_scores,
-        image_scores=recipe.image_scores,
+        set_scores=recipe.scored_sets,
+        image_scores=recipe.scored_images,
     )
 
 
 def _weights(generator: Generator, judges: Mapping[str, Ref]) -> dict[str, Ref]:
     """Everything that was trained, by the name that provenance gives it."""
+    adapters = {f"adapter/{label}": ref for label, ref in generator.adapters.items()}
+    if not synthesis.needs_background(generator.stages):
+        adapters = {"adapter": next(iter(generator.adapters.values()))}  # one for all labels
     named = {
         "decoder": generator.decoder,
         "harmonizer": generator.harmonizer,
         "critic": generator.critic,
+        "controlnet": generator.controlnet,
         f"adapter/{HEALTHY}": generator.healthy,
-        **{f"adapter/{label}": ref for label, ref in generator.adapters.items()},
+        **adapters,
         **{f"judge/{name}": ref for name, ref in judges.items()},
     }
     return {name: ref for name, ref in named.items() if ref is not None}
@@ -168,16 +191,18 @@ def folders_of(done: Iterable[Done]) -> list[str]:
 
 def facts_of(recipe: Recipe) -> Facts:
     """What the recipe says about the dataset."""
+    start = None if recipe.controlnet is None else recipe.controlnet.start
     return Facts(
         name=recipe.name,
         description=recipe.description,
         recipe=recipe.published(),
         recipe_digest=recipe.digest(),
         base=recipe.base,
+        start=start,
         extractor=recipe.extractor,
-        made_from=licensed(recipe.source, recipe.base),
+        made_from=licensed(recipe.source, recipe.base, start),
         formats=recipe.formats,
-        score_names=recipe.image_scores,
+        score_names=recipe.scored_images,
     )
 
 
@@ -186,36 +211,9 @@ def _ref(done: list[Done], step: Done) -> Ref:
     return step.ref
 
 
-def _fan_out(done: list[Done], task: Task[Any, Done], calls: Iterable[Mapping[str, Any]], where: Runner) -> list[Ref]:
-    """Run `task` once for each of `calls`, at most `where.workers` at a time; the Refs in the order of the calls."""
-    with _task_runner(where) as runner:
-        futures = [runner.submit(task, dict(call)) for call in calls]
-        return [_ref(done, _counted(future.result(), where)) for future in futures]
-
-
-def _task_runner(where: Runner) -> TaskRunner[Any]:
-    if where.kind == "processes":
-        return ProcessPoolTaskRunner(max_workers=where.workers, initializer=_end_with_parent)
-    return ThreadPoolTaskRunner(max_workers=where.workers)
-
-
-def _end_with_parent() -> None:
-    """End this worker process when the build that started it is gone: a killed one cannot end its workers."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _counted(step: Done, where: Runner) -> Done:
-    """Move the step's bar, which a worker in another process could not reach."""
-    if where.kind == "processes":
-        advance(step.step, step.ref.rows)
-    return step
+def _refs(done: list[Done], steps: list[Done]) -> list[Ref]:
+    done += steps
+    return [step.ref for step in steps]
 
 
 def _by_step(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:

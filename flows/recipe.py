@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -10,24 +10,27 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from flows import pins
+from flows.runners import Runner
+from storage import weights
 from storage.formats import FORMATS
 from storage.keys import canonical_json
 from storage.records import Record
 from tasks.audit import AuditParams
 from tasks.plan import Plan
-from tasks.quality import IMAGE_SCORES, SET_SCORES
+from tasks.quality import IMAGE_SCORES, SET_SCORES, unscored
 from tasks.quality.extractors import ExtractorParams
 from tasks.quality.gate import GateParams
 from tasks.quality.quotas import Quotas
 from tasks.quality.selection import SelectParams
 from tasks.quality.thresholds import Threshold
 from tasks.screening.screen import ScreenParams
-from tasks.sources import SourceParams
+from tasks.sources import SOURCES, SourceParams
 from tasks.study import StudyParams
-from tasks.synthesis import StageParams, seams
+from tasks.synthesis import StageParams, needs_background, seams
 from tasks.synthesis import background as backgrounds
 from tasks.synthesis.diffusion.decoder import DecoderParams
-from tasks.train import LoraParams
+from tasks.train import ControlNetParams, LoraParams
 from tasks.train_judges import JudgesParams
 
 AUDITED = "membership_auc"
@@ -38,23 +41,6 @@ RECIPES = Path(__file__).parent / "recipes"
 
 class RecipeError(ValueError):
     """A recipe that cannot be read: the message names each field, what was found and what is valid."""
-
-
-class Runner(Record):
-    """Where shards run. Never changes a byte of the dataset, so it is no part of the recipe's digest."""
-
-    workers: int = Field(
-        default=2,
-        ge=1,
-        le=64,
-        description="Shards in flight at once. Of threads one draws while the others read, encode and upload, so 2 are "
-        "enough; processes draw side by side.",
-    )
-    kind: Literal["threads", "processes"] = Field(
-        default="threads",
-        description="threads share one loaded model; processes load their own, and are worth it where Python is the "
-        "limit: many cores, or a small model on a GPU.",
-    )
 
 
 class Recipe(Record):
@@ -79,7 +65,13 @@ class Recipe(Record):
         default=None,
         description="Tuning of the base's decoder to the texture of the training scans; null: decoded as it is.",
     )
-    lora: LoraParams = Field(default=LoraParams(), description="LoRA fine-tuning, one adapter a label.")
+    lora: LoraParams = Field(
+        default=LoraParams(),
+        description="LoRA fine-tuning: one adapter a label of lesions, one for all of pictures drawn whole.",
+    )
+    controlnet: ControlNetParams | None = Field(
+        default=None, description="Training of the network that holds whole pictures to their masks; null: none."
+    )
     harmonizer: seams.Params | None = Field(
         default=None,
         description="LoRA fine-tuning of the harmonize stage on seam pairs; null: labels use their own adapter.",
@@ -94,8 +86,12 @@ class Recipe(Record):
         default=backgrounds.Params(), description="How synthetic backgrounds are drawn; unused where they are real."
     )
     stages: list[StageParams] = Field(min_length=1, description="Stages of the synthesis, in order.")
-    image_scores: list[str] = Field(default=list(IMAGE_SCORES), description="Scores of each image.")
-    set_scores: list[str] = Field(default=list(SET_SCORES), description="Scores of the whole set.")
+    image_scores: list[str] | None = Field(
+        default=None, description="Scores of each image; null: all that say something about these pictures."
+    )
+    set_scores: list[str] | None = Field(
+        default=None, description="Scores of the whole set; null: all that say something about these pictures."
+    )
     extractor: ExtractorParams = Field(
         default=ExtractorParams(), description="What turns images into the features that set scores compare."
     )
@@ -111,10 +107,16 @@ class Recipe(Record):
     formats: list[str] = Field(default=["parquet", "coco"], description="Export formats.")
     runner: Runner = Field(default=Runner(), description="Where shards run.")
     study: StudyParams = Field(default=StudyParams(), description="How `sonoforge study` trains and tests.")
+    pins: dict[str, str] = Field(
+        default={},
+        description="Digest that each of the weights named above must have, as `sonoforge lock` writes them.",
+    )
 
     @field_validator("image_scores", "set_scores", "formats")
     @classmethod
-    def _names_exist(cls, names: list[str], info: Any) -> list[str]:
+    def _names_exist(cls, names: list[str] | None, info: Any) -> list[str] | None:
+        if names is None:
+            return None
         tables: dict[str, Sequence[str]] = {
             "image_scores": list(IMAGE_SCORES),
             "set_scores": list(SET_SCORES),
@@ -129,41 +131,94 @@ class Recipe(Record):
         return names
 
     @model_validator(mode="after")
-    def _what_is_limited_is_scored(self) -> "Recipe":
-        for threshold in self.curate:
-            if threshold.score not in self.image_scores:
-                raise ValueError(f"curate: score {threshold.score!r} is not among image_scores {self.image_scores}")
-        if self.quotas is not None and self.quotas.best not in self.image_scores:
-            raise ValueError(f"quotas: score {self.quotas.best!r} is not among image_scores {self.image_scores}")
-        known = [*self.set_scores, *([AUDITED] if self.audit is not None else [])]
-        for limit in self.gate.limits:
-            if limit.score not in known:
-                raise ValueError(f"gate: score {limit.score!r} is not among set_scores {known}")
+    def _stages_are_one_route(self) -> "Recipe":
+        whole, names = not needs_background(self.stages), [stage.stage for stage in self.stages]
+        masked = names == ["segmentation", "picture"]
+        if masked and self.controlnet is None:
+            raise ValueError("controlnet: a picture stage that is given masks needs one to hold pictures to them")
+        if self.controlnet is not None and not masked:
+            raise ValueError(f"controlnet: needs the stages segmentation and picture, found {', '.join(names)}")
+        idle = {"background": self.background == "synthetic", "harmonizer": self.harmonizer is not None}
+        for field, is_given in idle.items():
+            if whole and is_given:
+                raise ValueError(f"{field}: the stages {', '.join(names)} draw pictures whole, into no background")
         return self
+
+    @model_validator(mode="after")
+    def _what_is_limited_is_scored(self) -> "Recipe":
+        audited = [AUDITED] if self.audit is not None else []
+        best = [] if self.quotas is None else [self.quotas.best]
+        images, sets = (self._without_unscored(names) for names in (IMAGE_SCORES, SET_SCORES))
+        for field, among, asked, scored in (
+            ("image_scores", "image_scores", self.image_scores or [], images),
+            ("set_scores", "set_scores", self.set_scores or [], sets),
+            ("curate", "image_scores", [threshold.score for threshold in self.curate], self.scored_images),
+            ("quotas", "image_scores", best, self.scored_images),
+            ("gate", "set_scores", [limit.score for limit in self.gate.limits], [*self.scored_sets, *audited]),
+        ):
+            for name in asked:
+                if name not in scored:
+                    why = self._unscored.get(name) or _nearest(name, scored)
+                    raise ValueError(f"{field}: score {name!r} is not among {among}; {why}")
+        return self
+
+    @property
+    def scored_images(self) -> list[str]:
+        """The scores of each image."""
+        return self.image_scores or self._without_unscored(IMAGE_SCORES)
+
+    @property
+    def scored_sets(self) -> list[str]:
+        """The scores of the whole set."""
+        return self.set_scores or self._without_unscored(SET_SCORES)
+
+    def _without_unscored(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name not in self._unscored]
+
+    @property
+    def _unscored(self) -> dict[str, str]:
+        """Scores that say nothing about these pictures, and why. A folder's labels are known when it is read."""
+        labels = SOURCES[self.source.dataset].LABELS or ("a folder's", "own")
+        masked = any(stage.stage in ("layout", "segmentation", "pair") for stage in self.stages)
+        return unscored(labels, not needs_background(self.stages), masked)
 
     def published(self) -> dict[str, object]:
         """All that decides the dataset's bytes, as plain data: not where it runs, where its scans and weights lie, how
         it is studied."""
-        left_out: dict[str, Any] = {"runner": True, "study": True, "source": {"root"}, "extractor": {"weights"}}
-        return self.model_dump(mode="json", exclude=left_out)
+        left_out: dict[str, Any] = {
+            "runner": True, "study": True, "pins": True, "source": {"root"}, "extractor": {"weights"}
+        }  # fmt: skip
+        content = self.model_dump(mode="json", exclude=left_out)
+        content["base"] = weights.shown(self.base)
+        if self.controlnet is not None and self.controlnet.start is not None:
+            content["controlnet"]["start"] = weights.shown(self.controlnet.start)
+        return content
 
     def digest(self) -> str:
         """Digest of what is published."""
         return hashlib.sha256(canonical_json(self.published())).hexdigest()
 
 
+def find(path: str | Path) -> Path:
+    """The file of a recipe, given by itself or by the name of one of ours.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    for file in (Path(path), RECIPES / f"{path}.yaml"):
+        if file.is_file():
+            return file
+    ours = sorted(file.stem for file in RECIPES.glob("*.yaml") if not file.name.endswith(pins.SUFFIX))
+    raise RecipeError(f"no recipe at {path}; give a YAML file, or one of ours: {', '.join(ours)}")
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file (or the name of one in `flows/recipes/`), apply `path.to.field=value`.
+    """Read a recipe file (or the name of one in `flows/recipes/`) and its lock, apply `path.to.field=value`.
 
     Raises:
         RecipeError: no such file, not YAML, or fields that are unknown, missing or out of range.
     """
-    file = Path(path)
-    if not file.is_file() and (RECIPES / f"{path}.yaml").is_file():
-        file = RECIPES / f"{path}.yaml"
-    if not file.is_file():
-        ours = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-        raise RecipeError(f"no recipe at {path}; give a YAML file, or one of ours: {', '.join(ours)}")
+    file = find(path)
     try:
         raw = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -171,6 +226,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise RecipeError(f"{file} holds {type(raw).__name__}; expected a mapping of recipe fields")
     content = cast(dict[str, Any], raw)
+    content.setdefault("pins", pins.read(file))
     for text in overrides:
         override(content, text)
     return parse(content)

@@ -1,24 +1,31 @@
 """Does the data help? The DAG of the utility study: order, nothing else. Every step's work is in `tasks/`."""
 
+from collections import Counter
 from typing import Annotated, Any
 
 from prefect import Task, flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows import pins
 from flows.build_dataset import Made, facts_of, folders_of, make, relied_on
 from flows.recipe import Recipe
 from storage.records import Record, Ref
+from tasks.check_split import LOOKED_AT, check_split
 from tasks.conclude import Answered, Answers, conclude
 from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.documents import licences
 from tasks.export import export
-from tasks.ingest import ingest
+from tasks.ingest import ingest, kept_scans
+from tasks.quality import sam
+from tasks.quality.judge import HEALTHY
+from tasks.quality.measures import CLASSIFICATION
 from tasks.report.study import FoldFacts, Study
 from tasks.reuse import Done
 from tasks.screening.screen import ScreenParams
 from tasks.study import Fold, classify, segment, segment_by_sam
+from tasks.synthesis import needs_background
 from tasks.tell_apart import NEGATIVE_CONTROL, POSITIVE_CONTROL, detect, find_copies
 from tasks.track import advance, track
 from tasks.train_judges import report_of
@@ -45,6 +52,7 @@ def study_utility(
     Everything finished is reused, so a killed study goes on. A fold whose set misses its gate is not published, and
     studied all the same.
     """
+    pins.check(recipe, studied=True)
     opened = open_store(store)
     opened.probe()
     licences.combine(facts_of(recipe).made_from)  # a conflict is told before hours of work
@@ -73,12 +81,14 @@ def _external(recipe: Recipe, store: str) -> Ref | None:
 def _answer(recipe: Recipe, number: int, store: str, seeds: int, external: Ref | None) -> Answers:
     done: list[Done] = []
     made = make(recipe, store, done)
-    facts = _facts(recipe, number, store, made, done)
     fold = Fold(scans=made.scans, shards=made.shards, curated=made.curated, external=external)
+    facts = _facts(recipe, number, store, made, done, check_split(store, fold).ref)
     params = recipe.study
+    labels = set(recipe.plan.labels) - {HEALTHY}
     looked = {view: params.detector.model_copy(update={"view": view}) for view in params.views}
     if params.controls:
-        looked |= {POSITIVE_CONTROL: params.detector, NEGATIVE_CONTROL: params.detector}
+        unaided = params.detector.seeing(whole=not needs_background(recipe.stages))
+        looked |= {POSITIVE_CONTROL: unaided, NEGATIVE_CONTROL: unaided}
     detected = {what: detect(store, fold, what, own, recipe.seed).ref for what, own in looked.items()}
     trials = params.trials(recipe.seed, seeds)
     with ThreadPoolTaskRunner(max_workers=recipe.runner.workers) as runner:
@@ -96,9 +106,10 @@ def _answer(recipe: Recipe, number: int, store: str, seeds: int, external: Ref |
         prompted = [{**one, "drawn": ref} for one, ref in zip(about, drawn, strict=True)]
         found = {
             "segmentation": drawn,
-            "SAM": ask(segment_by_sam, params.sam, prompted),
-            "classification": ask(classify, params.classifier, about),
+            CLASSIFICATION: ask(classify, params.classifier if len(labels) > 1 else None, about),
         }
+        if params.sam is not None:
+            found[sam.title(params.sam)] = ask(segment_by_sam, params.sam, prompted)
     answered = {
         task: [Answered(trial=trial, ref=ref) for trial, ref in zip(trials, refs, strict=True)]
         for task, refs in found.items()
@@ -120,9 +131,11 @@ def _counted(done: Done, what: str) -> Ref:
     return done.ref
 
 
-def _facts(recipe: Recipe, fold: int, store: str, made: Made, done: list[Done]) -> FoldFacts:
+def _facts(recipe: Recipe, fold: int, store: str, made: Made, done: list[Done], leaks: Ref) -> FoldFacts:
     """What became of the fold's dataset, which is published where it passes its gate."""
-    curation = Curation.model_validate_json(open_store(store).read(made.curated.key))
+    opened = open_store(store)
+    curation = Curation.model_validate_json(opened.read(made.curated.key))
+    splits = Counter(scan.split for scan in kept_scans(opened, made.scans))
     version = None
     if curation.kept and not curation.problems:
         published = export(
@@ -138,5 +151,9 @@ def _facts(recipe: Recipe, fold: int, store: str, made: Made, done: list[Done]) 
         failed=curation.failed,
         problems=curation.problems,
         published=version,
-        critic=report_of(open_store(store), made.critic),
+        critic=report_of(opened, made.critic),
+        learned_from=splits["train"],
+        tested=splits["test"],
+        looked_at=leaks.counts[LOOKED_AT],
+        leaks={kind: count for kind, count in leaks.counts.items() if kind != LOOKED_AT},
     )

@@ -15,7 +15,7 @@ from storage.store import Store, scratch
 
 PROVENANCE = "provenance.json"
 
-_WEIGHTS = ("base_digest", "decoder_digest", "adapter_digest", "harmonizer_digest")
+_WEIGHTS = ("base_digest", "decoder_digest", "adapter_digest", "controlnet_digest", "harmonizer_digest")
 _LARGEST = 64 * 2**20
 
 
@@ -28,12 +28,13 @@ class Ancestor(Record):
 
     role: str
     id: str
-    kind: str | None = Field(default=None)  # of a background: real, simulated, synthetic; of a mask: donor, model
+    kind: str | None = Field(default=None)  # of a background: real, simulated, synthetic; of a mask: `mask_kind`
     scan: dict[str, Any] | None = Field(default=None)
 
 
 class Weights(Record):
-    """Weights that drew the row: its base, decoder, adapter or harmonizer; name and address from provenance.json."""
+    """Weights that drew the row: its base, decoder, adapter, ControlNet or harmonizer; name and address from
+    provenance.json."""
 
     role: str
     digest: str

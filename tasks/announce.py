@@ -52,7 +52,7 @@ def announce_samples(dataset: str, sheet: bytes, sheet_key: str, report_key: str
     if not _is_run():
         return
     public = os.environ.get(PUBLIC_URL, "").rstrip("/")
-    caption = "Held-out real scans in the top row, synthetic ones below; lesions outlined."
+    caption = "Held-out real scans in the top row, synthetic ones below; masks outlined."
     if public:
         create_image_artifact(f"{public}/{sheet_key}", key=f"{_key(dataset)}-samples", description=caption)
         link = f"[Report]({public}/{report_key})"

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,18 +16,20 @@ from storage.store import Store
 from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.ingest import kept_scans
-from tasks.quality import SET_SCORES, gain
+from tasks.quality import SET_SCORES, gain, sam
 from tasks.quality.arms import Trial
 from tasks.quality.detector import Detection
 from tasks.quality.evidence import SetEvidence
+from tasks.quality.measures import Measure, complete, measures_of
 from tasks.quality.separability import area_with_interval, permutation_p
 from tasks.report import study_page
-from tasks.report.study import Estimate, FoldFacts, Study, markdown
+from tasks.report.study import CLAIMS, Estimate, FoldFacts, Study, markdown
 from tasks.reuse import Done, reuse
 from tasks.score import origins
 from tasks.study import EXTERNAL, HELD_OUT, Fold, StudyParams, kept_samples
+from tasks.synthesis.attributes import HEAD
 
-ALGORITHM = 2
+ALGORITHM = 3
 STEP = "study"
 SET_MEASURES = ("kid", "fid")
 DETECTED, COPIED = "real or synthetic, AUC", "copies, share"
@@ -68,8 +70,10 @@ def conclude(
     store = open_store(store_url)
     seeds = len({one.trial.seed for one in answers[0].answered["segmentation"]})
     plain = params.model_dump(mode="json", exclude={"external": {"root"}, "sam": {"weights"}})
+    networks = [] if params.sam is None else [sam.described(params.sam)]
 
     def make(key: str) -> Ref:
+        subject = _subject(store, answers)
         tables = {
             **{name: _trials(store, answers, name) for name in answers[0].answered},
             "detection": _detected(store, answers),
@@ -82,7 +86,7 @@ def conclude(
             estimates += _set_scores(store, answers, fold, seed)
             for name in answers[0].answered:
                 estimates += compare(own[name], name, fold, params, seed)
-            estimates += _copies(own["copies"], fold, params, seed)
+            estimates += _copies(own["copies"], subject, fold, params, seed)
         study = Study(
             recipe=recipe,
             recipe_digest=recipe_digest,
@@ -91,6 +95,9 @@ def conclude(
             seeds=seeds,
             facts=[answer.facts for answer in answers],
             estimates=estimates,
+            subject=subject,
+            networks=networks,
+            to_beat=CLAIMS[subject],
         )
         everything = pd.concat([table.assign(task=name) for name, table in tables.items()], ignore_index=True)
         table = pa.Table.from_pandas(everything, preserve_index=False)
@@ -101,10 +108,16 @@ def conclude(
         store.put(where, data)
         return Ref(key=where, sha256=hashlib.sha256(data).hexdigest(), rows=len(estimates))
 
-    described = {"recipe": recipe, "digest": recipe_digest, "params": plain, "seed": seed,
+    described = {"recipe": recipe, "digest": recipe_digest, "params": plain, "networks": networks, "seed": seed,
                  "facts": [answer.facts.model_dump(mode="json") for answer in answers]}  # fmt: skip
     inputs = [digest for answer in answers for digest in answer.digests]
     return reuse(store, STEP, ALGORITHM, described, inputs, make)
+
+
+def _subject(store: Store, answers: Sequence[Answers]) -> Literal["lesion", "head"]:
+    """What masks outline."""
+    labels = {scan.label for scan in kept_scans(store, answers[0].made.scans) if scan.mask is not None}
+    return "head" if labels == {HEAD} else "lesion"
 
 
 def _trials(store: Store, answers: Sequence[Answers], task: str) -> pd.DataFrame:
@@ -151,45 +164,44 @@ def _of_fold(table: pd.DataFrame, fold: int | None) -> pd.DataFrame:
 def compare(table: pd.DataFrame, task: str, fold: int | None, params: StudyParams, seed: int) -> Iterator[Estimate]:
     """Every arm's numbers in every regime, then the paired difference of each with the first arm of the regime."""
     for tested in (HELD_OUT, EXTERNAL):
-        of_tested = table[table["tested"] == tested]
-        if tested == EXTERNAL and not len(of_tested):
+        rows = table[table["tested"] == tested]
+        if tested == EXTERNAL and not len(rows):
             continue
-        for regime in sorted({0.0, *(regime.real_images for regime in params.regimes)}, key=_images_of(of_tested)):
+        for regime in sorted({0.0, *(regime.real_images for regime in params.regimes)}, key=_images_of(rows)):
             arms = {
-                arm.name: of_tested[(of_tested["arm"] == arm.name) & (of_tested["regime"] == regime)]
+                arm.name: rows[(rows["arm"] == arm.name) & (rows["regime"] == regime)]
                 for arm in params.arms
                 if arm.real == (regime > 0)
             }
-            about = {"fold": fold, "tested": tested, "regime": regime}
-            for name, rows in arms.items():
-                for measure, statistic in statistics_of(task, rows).items():
-                    yield _estimated(statistic, rows, params, seed, measure=measure, arm=name, **about)
-            if regime == 0:
-                continue
-            first, *others = arms
-            for other in others:
-                before, after = _paired(arms[first], arms[other])
-                both = statistics_of(task, before), statistics_of(task, after)
-                for measure in both[0]:
-                    gained = gain.difference(both[1][measure], both[0][measure])
-                    yield _estimated(gained, after, params, seed, measure=measure, arm=other, over=first, **about)
+            for measure in measures_of(task, rows):
+                about: dict[str, Any] = {
+                    "measure": f"{task}, {measure.name}",
+                    "less_is_better": measure.less_is_better,
+                    "fold": fold,
+                    "tested": tested,
+                    "regime": regime,
+                }
+                yield from _compared(measure, arms, about, params, seed)
 
 
-def statistics_of(task: str, rows: pd.DataFrame) -> dict[str, gain.Statistic]:
-    """What is measured on the answers of one task, by name."""
-    if task == "classification":
-        if not len(rows):
-            return {"classification, AUC": _nothing}
-        model = (1000 * rows["fold"] + rows["seed"]).to_numpy(np.intp)
-        area = gain.area(_numbers(rows, "probability"), rows["positive"].to_numpy(np.bool_), model)
-        return {"classification, AUC": area}
-    if not len(rows):
-        return {f"{task}, mean Dice": _nothing, f"{task}, pixel F1": _nothing}
-    hit, drawn, truth = (_numbers(rows, column) for column in ("hit", "drawn", "truth"))
-    return {
-        f"{task}, mean Dice": gain.mean(2 * hit / np.maximum(drawn + truth, 1)),
-        f"{task}, pixel F1": gain.pooled_f1(hit, drawn, truth),
-    }
+def _compared(
+    measure: Measure, arms: dict[str, pd.DataFrame], about: dict[str, Any], params: StudyParams, seed: int
+) -> Iterator[Estimate]:
+    """One measure of all arms of a regime; differences where they learn from real images too."""
+    own = {name: complete(measure, rows) for name, rows in arms.items()}
+    for name, rows in own.items():
+        yield _estimated(_statistic(measure, rows), rows, params, seed, arm=name, **about)
+    if about["regime"] == 0:
+        return
+    first, *others = own
+    for other in others:
+        before, after = _paired(own[first], own[other])
+        gained = gain.difference(_statistic(measure, after), _statistic(measure, before))
+        yield _estimated(gained, after, params, seed, arm=other, over=first, **about)
+
+
+def _statistic(measure: Measure, rows: pd.DataFrame) -> gain.Statistic:
+    return measure.statistic(rows) if len(rows) else _nothing
 
 
 def _nothing(weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -217,7 +229,8 @@ def _estimated(statistic: gain.Statistic, rows: pd.DataFrame, params: StudyParam
     trainings = [f"{fold}-{number}" for fold, number in zip(rows["fold"], rows["seed"], strict=True)]
     found = gain.bootstrap(statistic, groups, params.resamples, np.random.default_rng([seed, 20]), trainings)
     value, low, high = (number if np.isfinite(number) else None for number in found)
-    better = int((gain.by_training(statistic, trainings) > 0).sum()) if "over" in about else None
+    sign = -1 if about["less_is_better"] else 1
+    better = int((sign * gain.by_training(statistic, trainings) > 0).sum()) if "over" in about else None
     return Estimate(
         value=value,
         low=low,
@@ -263,8 +276,8 @@ def _model(rows: pd.DataFrame) -> NDArray[np.intp]:
     return rows["model"].to_numpy(np.intp)
 
 
-def _copies(table: pd.DataFrame, fold: int | None, params: StudyParams, seed: int) -> Iterator[Estimate]:
-    """Share of the kept images whose lesion is a training lesion."""
+def _copies(table: pd.DataFrame, subject: str, fold: int | None, params: StudyParams, seed: int) -> Iterator[Estimate]:
+    """Share of the kept images whose lesion, or head, is one of the training split."""
     made = table[table["side"] == "synthetic"]
     unseen = int((table["side"] == "real").sum())
     if not len(made):
@@ -274,8 +287,8 @@ def _copies(table: pd.DataFrame, fold: int | None, params: StudyParams, seed: in
     groups = [str(group) for group in made["group"]]
     found = gain.bootstrap(gain.mean(copied), groups, params.resamples, np.random.default_rng([seed, 22]))
     note = (
-        f"{int(copied.sum())} of {len(made)} kept lesions are more like a training lesion than 95 % of "
-        "held-out real lesions are: 0.05 is what chance gives"
+        f"{int(copied.sum())} of {len(made)} kept {subject}s are more like a training {subject} than 95 % of "
+        f"held-out real {subject}s are: 0.05 is what chance gives"
     )
     yield _estimate(COPIED, "kept", fold, found, unseen).model_copy(update={"n_synthetic": len(made), "note": note})
 
@@ -333,10 +346,6 @@ def _pooled_evidence(store: Store, answers: Sequence[Answers], seed: int) -> Set
         extractor=origins(store.open_table(answers[0].real.key, [])).features,
         seed=seed,
     )
-
-
-def _numbers(rows: pd.DataFrame, column: str) -> NDArray[np.float64]:
-    return rows[column].to_numpy(np.float64)
 
 
 def _estimate(measure: str, arm: str, fold: int | None, found: tuple[float, float, float], n: int) -> Estimate:

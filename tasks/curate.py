@@ -127,6 +127,7 @@ def _curation(store: Store, key: str, scored: Scored, params: CurateParams, audi
     failed = samples["failure"].notna().to_numpy(np.bool_)
 
     limits = _resolved(reals, params.thresholds, names)
+    thresholds.refuse_unscored(limits, {name: own[~failed] for name, own in values.items()})
     limited = thresholds.judge(values, limits)
     reasons = [[failure] if failure else own for failure, own in zip(_texts(samples["failure"]), limited, strict=True)]
     passed = _empty(reasons)

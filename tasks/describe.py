@@ -5,11 +5,11 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import yaml
 
+from storage import weights
 from storage.formats.parquet import read_batches
 from storage.records import Outcome, Ref, Written
 from tasks import sources
@@ -23,6 +23,7 @@ from tasks.quality.gate import GateParams
 from tasks.sources import SourceParams
 from tasks.sources import folder as own_scans
 from tasks.synthesis.diffusion import base as bases
+from tasks.synthesis.diffusion import controlnet
 
 EMBEDDED = "sonoforge-base"
 PACKAGES = (
@@ -40,33 +41,45 @@ PACKAGES = (
 _ROWS = 65_536  # of a thin table in memory at a time
 
 
-def licensed(source: SourceParams, base: str) -> list[Licensed]:
-    """What a dataset is made from, with the licence of each as its owner states it.
+def licensed(source: SourceParams, base: str, start: str | None = None) -> list[Licensed]:
+    """What a dataset is made from, with the licence of each as its owner states it; `start` is what its ControlNet
+    goes on from.
 
     Raises:
-        ValueError: the base is not there.
+        ValueError: base or ControlNet are not there.
     """
     module = sources.SOURCES[source.dataset]
     stated = source.licence if isinstance(source, own_scans.Params) else module.LICENCE
     citation = "" if module.CITATION == "none" else module.CITATION
-    called = EMBEDDED if base == "embedded" else _shown(base)
-    return [
+    called = EMBEDDED if base == "embedded" else weights.shown(base)
+    made_from = [
         Licensed(name=f"scans of {source.dataset}", licence=stated, attribution=citation),
         Licensed(name=f"base {called}", licence=bases.licence(bases.locate(base))),
     ]
+    if start is not None:
+        licence = bases.licence(weights.locate(start, controlnet.LAYOUT))
+        made_from.append(Licensed(name=f"ControlNet {weights.shown(start)}", licence=licence))
+    return made_from
 
 
 def ingredients(
-    scans: Ref, base: str, weights: Mapping[str, Ref], extractor: ExtractorParams | None = None
+    scans: Ref,
+    base: str,
+    trained: Mapping[str, Ref],
+    extractor: ExtractorParams | None = None,
+    start: str | None = None,
 ) -> list[Ingredient]:
     """What went into a dataset, by digest. A Ref without rows stands for what the recipe does not train."""
     used = [
         Ingredient(name="scans", sha256=scans.sha256, uri=f"store:{scans.key}"),
         Ingredient(name="base", sha256=bases.digest(bases.locate(base)), uri=_base_uri(base)),
     ]
+    if start is not None:
+        sha256 = weights.digest(weights.locate(start, controlnet.LAYOUT), controlnet.LAYOUT)
+        used.append(Ingredient(name="controlnet start", sha256=sha256, uri=_uri(start)))
     used += [
         Ingredient(name=name, sha256=ref.sha256, uri=f"store:{ref.key}")
-        for name, ref in sorted(weights.items())
+        for name, ref in sorted(trained.items())
         if ref.rows
     ]
     asked = extractor or ExtractorParams()
@@ -158,22 +171,16 @@ def _described(folder: Path, path: Path, written: Mapping[str, Written]) -> Publ
 
 
 def _base_uri(base: str) -> str | None:
-    """Where a base can be had; None for a folder of this machine, which is nobody else's business."""
-    if base == "embedded":
-        return f"sonoforge:models/{EMBEDDED}"
-    if "://" in base:
-        return _shown(base)
-    return None if Path(base).expanduser().exists() else f"https://huggingface.co/{base}"
+    return f"sonoforge:models/{EMBEDDED}" if base == "embedded" else _uri(base)
 
 
-def _weights_uri(weights: str) -> str | None:
+def _uri(name: str) -> str | None:
+    """Where weights can be had; None for a folder of this machine, which is nobody else's business."""
+    if "://" in name:
+        return weights.shown(name)
+    return None if Path(name).expanduser().exists() else f"https://huggingface.co/{name}"
+
+
+def _weights_uri(name: str) -> str | None:
     """Where weights can be had; None for a file of this machine."""
-    return _shown(weights) if "://" in weights else None
-
-
-def _shown(base: str) -> str:
-    """A base as others may see it: no password of a URL, no folders of this machine."""
-    if "://" in base:
-        parts = urlsplit(base)
-        return f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}"
-    return Path(base).name if Path(base).expanduser().exists() else base
+    return weights.shown(name) if "://" in name else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from tasks.quality.resampling import bounded_rows
 from tasks.reuse import Done, reuse
 from tasks.train_judges import pictures_of
 
-ALGORITHM = 2
+ALGORITHM = 3
 STEP = "detect"
 WHOLE_SET = "synthetic_probability"
 """The one image score that needs the whole set at once: its detectors learn from all synthetic images."""
@@ -96,13 +97,16 @@ def with_detection(rows: pd.DataFrame, judged: pd.DataFrame, side: str) -> pd.Da
     return rows.assign(**{WHOLE_SET: rows["id"].map(own).astype(np.float32)})
 
 
-def pictures_of_rows(rows: Sequence[Mapping[str, dict[str, bytes]]]) -> Pictures:
-    """Rows of made samples as the judges take them."""
+def pictures_of_rows(rows: Sequence[Mapping[str, Any]]) -> Pictures:
+    """Rows of made samples as the judges take them; a blank mask where a picture was drawn without one."""
     if not rows:
         return Pictures(np.zeros((0, 8, 8), np.uint8), np.zeros((0, 8, 8), np.bool_), [], [])
+    images = np.stack([decode_grey(row["image"]["bytes"]) for row in rows])
+    blank = np.zeros(images.shape[1:], np.bool_)
+    masks = [row["mask"] and row["mask"]["bytes"] for row in rows]
     return Pictures(
-        images=np.stack([decode_grey(row["image"]["bytes"]) for row in rows]),
-        masks=np.stack([decode_mask(row["mask"]["bytes"]) for row in rows]),
+        images=images,
+        masks=np.stack([blank if png is None else decode_mask(png) for png in masks]),
         labels=[str(row["label"]) for row in rows],
         groups=[str(row["group"]) for row in rows],
     )

@@ -26,7 +26,7 @@ from tasks.quality.extractors import ExtractorParams
 from tasks.report.grid import Example, contact_sheet
 from tasks.reuse import Done, reuse
 
-ALGORITHM = 4
+ALGORITHM = 5
 STEP = "export"
 SHEET_COLUMNS = 6
 
@@ -36,13 +36,15 @@ class GateError(ValueError):
 
 
 class Facts(Record):
-    """What the flow knows of a dataset besides the steps' references; `made_from` are scans and base, with licences."""
+    """What the flow knows of a dataset besides the steps' references; `made_from` are scans and models, with licences;
+    `start` is what the ControlNet goes on from."""
 
     name: str
     description: str
     recipe: dict[str, object]
     recipe_digest: str
     base: str
+    start: str | None = None
     extractor: ExtractorParams = ExtractorParams()
     made_from: list[Licensed]
     formats: list[str]
@@ -107,7 +109,7 @@ def export(
                 raise _refusal(store, key, facts, curation, html, sheet)
             (folder / "report.html").write_text(html, encoding="utf-8")
             (folder / "samples.png").write_bytes(sheet)
-            used = describe.ingredients(scans, facts.base, weights, facts.extractor)
+            used = describe.ingredients(scans, facts.base, weights, facts.extractor, facts.start)
             _write_documents(facts, curation, used, written, folder)
             about = _about(facts, terms, curation, scans, written)
             about = about.model_copy(update={"inputs": [*made_by, step]})

@@ -104,11 +104,11 @@ def score_set(
 def _compared(scored: Scored, real: pd.DataFrame, made: pd.DataFrame) -> SetEvidence:
     """Both sides as the extractors and the classifier see them."""
     made_by = scored.origins
-    names = [FEATURES, ANSWERS, *made_by.spaces]
+    names = [FEATURES, *([ANSWERS] if made_by.labels else []), *made_by.spaces]
     a = scored.vectors([scored.real], list(real["id"]), names)
     b = scored.vectors(scored.shards, list(made["id"]), names)
     answers = None
-    if set(made_by.labels).issuperset(real["label"]):
+    if made_by.labels and set(made_by.labels).issuperset(real["label"]):
         answers = ClassAnswers(a[ANSWERS], b[ANSWERS], list(real["label"]), made_by.labels, made_by.classifier)
     return SetEvidence(
         a[FEATURES],

@@ -21,6 +21,7 @@ from storage.store import Store
 from tasks import report
 from tasks.documents import licences
 from tasks.documents.licences import Licensed
+from tasks.documents.routes import SYNTHETIC, route
 from tasks.quality import HIGHER_IS_BETTER, IMAGE_SCORES, LOWER_IS_BETTER, SET_SCORES, copies
 from tasks.quality.gate import GateParams
 from tasks.quality.judge import Pictures
@@ -83,6 +84,7 @@ def page(
     summary = summarize(thin(folder, "ledger.parquet", ["verdict", "reasons", *names]), names, thresholds)
     kept, why = kept_examples(folder, names), withheld(known.made_from)
     near = [row for row in kept.rows if row["id"] in kept.closest] + copied(shown.refused)
+    whole = report.copy_score(names) == report.WHOLE_COPY
     versions, changes = history(store, known.dataset, known.recipe, made_by)
     limits = GateParams.model_validate(known.recipe.get("gate", {})).limits
     return report.Facts(
@@ -105,7 +107,7 @@ def page(
         spread=kept.spread,
         extremes=kept.extremes,
         refused=shown.refused,
-        originals=originals(store, scans, near, shown=not why),
+        originals=originals(store, scans, near, shown=not why, whole=whole),
         withheld=why,
         histograms=summary.histograms,
         thresholds=thresholds,
@@ -120,6 +122,7 @@ def page(
         changes=changes,
         sources=known.sources,
         recipe_yaml=known.recipe_yaml,
+        synthetic=SYNTHETIC[route(known.recipe)],
     )
 
 
@@ -201,8 +204,8 @@ def kept_examples(folder: Path, score_names: Sequence[str]) -> Kept:
     labels = {label for batch in scored() for label in batch.column("label").unique().to_pylist()}
     each = max(2, report.EXTREMES // max(1, 2 * len(labels) * len(score_names)))
     ends = extremes(scored, score_names, each)
-    measured = [name for name in score_names if name == report.COPY_SCORE]
-    closest = extremes(scored, measured, _CLOSEST).get(report.COPY_SCORE, ([], []))[1]
+    measured = [name] if (name := report.copy_score(score_names)) else []
+    closest = [id for _, highest in extremes(scored, measured, _CLOSEST).values() for id in highest]
     wanted = list(dict.fromkeys([*chosen, *(id for sides in ends.values() for side in sides for id in side), *closest]))
     rows = {row["id"]: row for row in _picked(thin(folder, "metadata.parquet"), wanted)}
     for place in _picked(thin(folder, "index.parquet"), wanted):
@@ -213,10 +216,14 @@ def kept_examples(folder: Path, score_names: Sequence[str]) -> Kept:
 
 def copied(refused: Sequence[Row]) -> list[Row]:
     """The rejected samples that are too near to a training image."""
-    return [row for row in refused if any(cause([reason]) == report.COPY_SCORE for reason in row["reasons"])]
+    return [
+        row
+        for row in refused
+        if any(cause([reason]) in (report.WHOLE_COPY, report.LESION_COPY) for reason in row["reasons"])
+    ]
 
 
-def originals(store: Store, scans: Ref, rows: Sequence[Row], *, shown: bool) -> list[Original]:
+def originals(store: Store, scans: Ref, rows: Sequence[Row], *, shown: bool, whole: bool = False) -> list[Original]:
     """The training image nearest to each row's lesion, the nearest first; rows without a lesion are left out.
 
     Args:
@@ -224,14 +231,15 @@ def originals(store: Store, scans: Ref, rows: Sequence[Row], *, shown: bool) -> 
         scans: of the source.
         rows: samples with their pictures.
         shown: whether the training images come with their pictures.
+        whole: compare whole pictures instead of lesions.
     """
-    asked = _pictures(rows)
+    asked = _pictures(rows, whole)
     best: list[tuple[float, Row | None]] = [(-np.inf, None)] * len(rows)
     for batch in store.batches(scans.key, rows=_SCANS) if rows else ():
         train = [row for row in batch.to_pylist() if row["verdict"] == "kept" and row["split"] == "train"]
         if not train:
             continue
-        found = copies.nearest(asked, _pictures(train))
+        found = copies.nearest(asked, _pictures(train, whole))
         for index, (similarity, row) in enumerate(zip(found.similarity.tolist(), found.row.tolist(), strict=True)):
             if row >= 0 and similarity > best[index][0]:
                 best[index] = similarity, train[row]
@@ -324,10 +332,10 @@ def example(row: Mapping[str, Any]) -> Example:
     return decode_grey(row["image"]["bytes"]), drawn, row["label"]
 
 
-def _pictures(rows: Sequence[Row]) -> Pictures:
-    """Rows as the judges take them; a blank mask where there is none."""
+def _pictures(rows: Sequence[Row], whole: bool) -> Pictures:
+    """Rows as the judges take them; a blank mask where there is none, a full one of `whole` pictures."""
     examples = [example(row) for row in rows]
-    masks = [np.zeros(image.shape, np.bool_) if mask is None else mask for image, mask, _ in examples]
+    masks = [np.full(image.shape, whole, np.bool_) if mask is None or whole else mask for image, mask, _ in examples]
     return Pictures(
         images=np.stack([image for image, _, _ in examples]) if rows else np.zeros((0, 8, 8), np.uint8),
         masks=np.stack(masks) if rows else np.zeros((0, 8, 8), np.bool_),

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from storage.records import Record
+from tasks.synthesis.attributes import by_share
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -37,12 +38,13 @@ class Plan(Record):
 
 @dataclass(frozen=True)
 class Planned:
-    """One sample to make."""
+    """One sample to make. `point` is where it lies in its label's share, 0 to 1, evenly spread over any prefix."""
 
     id: str
     index: int
     label: str
     seed: int
+    point: float
 
 
 def shards(plan: Plan) -> list[range]:
@@ -58,17 +60,14 @@ def planned(plan: Plan, seed: int, indices: Iterable[int]) -> list[Planned]:
     """The samples at `indices`.
 
     Labels follow the golden-ratio sequence, so each depends on its index alone and every prefix of the plan
-    has the shares asked for, to within a sample or two.
+    has the shares asked for, to within a sample or two; and so have quotas of attributes that are read from `point`.
 
     >>> [p.label for p in planned(Plan(samples=4), 0, range(4))]
     ['benign', 'malignant', 'malignant', 'benign']
     """
-    names = list(plan.labels)
-    edges = np.cumsum([plan.labels[name] for name in names])
     out: list[Planned] = []
     for index in indices:
-        point = (index + 0.5) * GOLDEN % 1.0 * edges[-1]
-        label = names[int(np.searchsorted(edges, point, side="right"))]
+        label, point = by_share(plan.labels, (index + 0.5) * GOLDEN % 1.0)
         sample_seed = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint32)[0])
-        out.append(Planned(f"syn-{index:08d}", index, label, sample_seed))
+        out.append(Planned(f"syn-{index:08d}", index, label, sample_seed, point))
     return out

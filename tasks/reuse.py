@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 
 from pydantic import BaseModel
 
 from storage import keys, steps
 from storage.records import Record, Ref
 from storage.store import Store
+
+_looking: ContextVar[bool] = ContextVar("looking", default=False)
 
 
 class Done(Record):
@@ -39,5 +42,22 @@ def reuse(
     ref = steps.find(store, step, key)
     if ref is not None:
         return Done(step=step, ref=ref, reused=True, seconds=time.perf_counter() - start)
+    if _looking.get():
+        raise _NotMadeError(step)
     ref = steps.finish(store, step, key, make(key))
     return Done(step=step, ref=ref, reused=False, seconds=time.perf_counter() - start)
+
+
+def look_up(step: Callable[[], Done]) -> Done | None:
+    """What a call that ends in `reuse` made before; None where it did not yet, and it is not made now either."""
+    token = _looking.set(True)
+    try:
+        return step()
+    except _NotMadeError:
+        return None
+    finally:
+        _looking.reset(token)
+
+
+class _NotMadeError(LookupError):
+    """What was looked up has not been made."""

@@ -23,7 +23,7 @@ from tasks.quality.quotas import ATTRIBUTES
 from tasks.reuse import Done, reuse
 from tasks.train_judges import pictures_of
 
-ALGORITHM = 2
+ALGORITHM = 3
 STEP, REAL = "score", "describe-real"
 FEATURES, ANSWERS = "features", "answers"
 _IDENTITY = b"sonoforge"  # under which a table's schema keeps its `Origins`
@@ -31,7 +31,8 @@ _IDENTITY = b"sonoforge"  # under which a table's schema keeps its `Origins`
 
 class Origins(Record):
     """What made the columns of a score table: identities of extractors and of the classifier, with its labels in the
-    order of `answers`. `spaces` are the extractors of further columns."""
+    order of `answers`; without a classifier there are no labels and no such column. `spaces` are the extractors of
+    further columns."""
 
     features: str
     spaces: dict[str, str]
@@ -136,7 +137,7 @@ def _evidence(
     return Evidence(
         scored=scored,
         train=train,
-        classifier=store.read(judges["classifier"].key),
+        classifier=store.read(judges["classifier"].key) if judges["classifier"].rows else None,
         segmenter=store.read(judges["segmenter"].key),
         detector=detector.Params(),  # never trained here: WHOLE_SET is scored by `detect_synthetic`
         seed=seed,
@@ -146,7 +147,12 @@ def _evidence(
 
 
 def _backgrounds(made: Sequence[Mapping[str, object]], kept: Sequence[KeptScan]) -> Grey | None:
-    """What each lesion was drawn into: the sample's own background where it is synthetic, else the scan."""
+    """What each lesion was drawn into: the sample's own background where it is synthetic, else the scan.
+
+    None where pictures were drawn whole, into nothing.
+    """
+    if any(row["background_id"] is None for row in made):
+        return None
     scans = {scan.id: scan.image for scan in kept}
     found: list[Grey] = []
     for row in made:
@@ -166,20 +172,21 @@ def _table(
     names: Sequence[str],
 ) -> pa.Table:
     """The rows of the scored pictures, in their order."""
-    judge = classifier.load(evidence.classifier)
+    judge = None if evidence.classifier is None else classifier.load(evidence.classifier)
     scored = evidence.scored
     texts = ("id", "label", "group", "split", "failure", *(name for name in ATTRIBUTES if name != "label"))
     columns: dict[str, pa.Array] = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in texts}
     for name, extractor in seen_by.items():
         columns[name] = _vectors(extractor.features(scored.images, scored.masks))
-    columns[ANSWERS] = _vectors(judge.probabilities(scored.images, scored.masks).astype(np.float64))
+    if judge is not None:
+        columns[ANSWERS] = _vectors(judge.probabilities(scored.images, scored.masks).astype(np.float64))
     scores = {name: IMAGE_SCORES[name](evidence) for name in names if name != WHOLE_SET}
     columns |= {name: pa.array(values, pa.float32()) for name, values in scores.items()}
     made_by = Origins(
         features=seen_by[FEATURES].identity,
         spaces={name: extractor.identity for name, extractor in seen_by.items() if name != FEATURES},
-        classifier=f"classifier@{judges['classifier'].sha256[:12]}",
-        labels=list(judge.labels),
+        classifier="none" if judge is None else f"classifier@{judges['classifier'].sha256[:12]}",
+        labels=[] if judge is None else list(judge.labels),
     )
     return with_origins(pa.table(columns), made_by)
 

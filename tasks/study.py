@@ -15,7 +15,7 @@ from storage.store import Store
 from tasks.connect import open_store
 from tasks.curate import Curation
 from tasks.detect import pictures_of_rows
-from tasks.imaging import Mask
+from tasks.imaging import Mask, ellipse, largest_part
 from tasks.ingest import KeptScan, kept_scans
 from tasks.quality import downstream, resnet, sam, unet
 from tasks.quality.arms import ARMS, REGIMES, Arm, Regime, Trial, few
@@ -27,10 +27,12 @@ from tasks.quality.sam import Params as SamParams
 from tasks.quality.unet import Params as UNetParams
 from tasks.reuse import Done, reuse
 from tasks.sources import SourceParams
+from tasks.synthesis.attributes import HEAD
 from tasks.train_judges import pictures_of
 
-SEGMENT_ALGORITHM = CLASSIFY_ALGORITHM = 2
-SAM_ALGORITHM = 1
+CLASSIFY_ALGORITHM = 2
+SEGMENT_ALGORITHM = 3
+SAM_ALGORITHM = 2
 SEGMENT, SAM, CLASSIFY = "study-segment", "study-sam", "study-classify"
 HELD_OUT, EXTERNAL = "held out", "external"
 """Who is tested: the test groups of the fold, or the scans of another source."""
@@ -53,7 +55,9 @@ class StudyParams(Record):
     )
     unet: UNetParams = Field(default=UNetParams(), description="segmentation")
     sam: SamParams | None = Field(default=None, description="segmentation by a fine-tuned SAM as well; null: without")
-    classifier: ResNetParams | None = Field(default=ResNetParams(), description="benign or malignant; null: not asked")
+    classifier: ResNetParams | None = Field(
+        default=ResNetParams(), description="benign or malignant; null: not asked, as where there is one label alone"
+    )
     detector: DetectorParams = Field(
         default=DetectorParams(networks=["resnet18"], folds=2, steps=120), description="real or synthetic"
     )
@@ -92,8 +96,9 @@ class Fold(Record):
 
 @task(name="study segmentation", task_run_name="segment: {trial.arm.name}, {trial.regime.real_images:g} real")
 def segment(store_url: str, fold: Fold, trial: Trial, params: UNetParams) -> Done:
-    """Train the U-Net of a trial; the Ref is a table of the test lesions: tested, id, group, label, in pixels hit
-    (drawn and true), drawn and truth, and the box (left, top, right, bottom) of what is drawn."""
+    """Train the U-Net of a trial; the Ref is a table of the test images with a mask: tested, id, group, label, in
+    pixels hit (drawn and true), drawn and truth, of heads whose pixel size is known drawn_mm and truth_mm
+    (circumferences), and the box (left, top, right, bottom) of what is drawn."""
     store = open_store(store_url)
 
     def make(key: str) -> Ref:
@@ -111,7 +116,7 @@ def segment(store_url: str, fold: Fold, trial: Trial, params: UNetParams) -> Don
         for tested, scans in _tested(store, fold):
             pictures = pictures_of(scans, *SPLITS)
             drawn = unet.draw(network, pictures.images)
-            parts.append(_answers(tested, scans, _areas(drawn, pictures.masks)))
+            parts.append(_answers(tested, scans, _outlines(drawn, scans)))
         return _written(store, SEGMENT, key, pa.concat_tables(parts), lessons.counts)
 
     described = {"trial": trial.described, "params": params}
@@ -146,7 +151,7 @@ def segment_by_sam(store_url: str, fold: Fold, trial: Trial, params: SamParams, 
             if params.prompt == "unet":
                 boxes = [prompts[tested, scan.id] or (0, 0, width, height) for scan in scans]
             found = sam.draw(model, pictures.images, boxes, params)
-            parts.append(_answers(tested, scans, _areas(found, pictures.masks)))
+            parts.append(_answers(tested, scans, _outlines(found, scans)))
         return _written(store, SAM, key, pa.concat_tables(parts), lessons.counts)
 
     plain = params.model_dump(mode="json", exclude={"weights"})
@@ -188,11 +193,16 @@ def classify(store_url: str, fold: Fold, trial: Trial, params: ResNetParams) -> 
     return reuse(store, CLASSIFY, CLASSIFY_ALGORITHM, described, _inputs(fold, trial.arm), make)
 
 
-def kept_samples(store: Store, fold: Fold) -> tuple[list[str], Pictures]:
-    """Ids and pictures of the synthetic samples that curation kept, in order of id."""
+def kept_ids(store: Store, fold: Fold) -> set[str]:
+    """Ids of the synthetic samples that curation kept."""
     curation = Curation.model_validate_json(store.read(fold.curated.key))
     verdicts = store.open_table(curation.table.key, ["id", "verdict"]).to_pylist()
-    good = {row["id"] for row in verdicts if row["verdict"] == "kept"}
+    return {row["id"] for row in verdicts if row["verdict"] == "kept"}
+
+
+def kept_samples(store: Store, fold: Fold) -> tuple[list[str], Pictures]:
+    """Ids and pictures of the synthetic samples that curation kept, in order of id."""
+    good = kept_ids(store, fold)
     rows = [row for shard in fold.shards for row in store.open_table(shard.key).to_pylist() if row["id"] in good]
     rows.sort(key=lambda row: row["id"])
     return [row["id"] for row in rows], pictures_of_rows(rows)
@@ -251,12 +261,29 @@ def _inputs(fold: Fold, arm: Arm) -> list[str]:
     return made if fold.external is None else [*made, fold.external.sha256]
 
 
-def _areas(drawn: Mask, masks: Mask) -> dict[str, object]:
-    """Pixels of each image that are drawn and true, drawn, true; and the box around what is drawn, None where nothing
-    is."""
+def _outlines(drawn: Mask, scans: Sequence[KeptScan]) -> dict[str, object]:
+    """What is kept of the masks drawn in these scans: see `segment`."""
+    masks = pictures_of(scans, *SPLITS).masks
     boxes = [None if not mask.any() else list(sam.box_of(mask)) for mask in drawn]
-    hit = (drawn & masks).sum((1, 2))
-    return {"hit": hit, "drawn": drawn.sum((1, 2)), "truth": masks.sum((1, 2)), "box": pa.array(boxes, BOX)}
+    sizes = [scan.pixel_mm if scan.label == HEAD else None for scan in scans]
+    return {
+        "hit": (drawn & masks).sum((1, 2)),
+        "drawn": drawn.sum((1, 2)),
+        "truth": masks.sum((1, 2)),
+        "drawn_mm": pa.array([_circumference(*pair) for pair in zip(drawn, sizes, strict=True)], pa.float64()),
+        "truth_mm": pa.array([_circumference(*pair) for pair in zip(masks, sizes, strict=True)], pa.float64()),
+        "box": pa.array(boxes, BOX),
+    }
+
+
+def _circumference(mask: Mask, pixel_mm: float | None) -> float | None:
+    """Of a head, from the largest piece of its mask; 0 where that is no area."""
+    if pixel_mm is None:
+        return None
+    try:
+        return ellipse.circumference_mm(largest_part(mask), pixel_mm)
+    except ValueError:
+        return 0.0
 
 
 def _answers(tested: str, scans: Sequence[KeptScan], columns: Mapping[str, object]) -> pa.Table:

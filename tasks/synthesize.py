@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +16,19 @@ from storage.store import Store
 from tasks import plan as planning
 from tasks import synthesis, track
 from tasks.connect import open_store
+from tasks.imaging.ellipse import circumference_mm
 from tasks.ingest import KeptScan, kept_scans
 from tasks.quality import critic as critics
 from tasks.reuse import Done, reuse
-from tasks.synthesis import Critic, Donor, Draft, StageParams, Tools, layout, posterior
+from tasks.synthesis import Critic, Donor, Draft, StageParams, Tools, posterior
 from tasks.synthesis import background as backgrounds
+from tasks.synthesis.attributes import HEAD
 from tasks.synthesis.diffusion import base as bases
 from tasks.synthesis.diffusion import decoder
 from tasks.synthesis.draft import Advance
+from tasks.synthesis.tissue import outside_picture
 
-ALGORITHM = 4
+ALGORITHM = 5
 STEP = "synthesize"
 MILLISECONDS = "milliseconds"  # among a shard's counts: how long its stages took
 
@@ -101,7 +105,7 @@ def synthesize_shard(
         tools = tools_of(store, generator, kept, lambda count: track.advance(STEP, count / stages))
         with one_draws():
             start = time.perf_counter()
-            made = apply_stages(drafts_of(kept, samples, generator.background, tools), generator.stages, tools)
+            made = apply_stages(drafts_of(kept, samples, generator, tools), generator.stages, tools)
             seconds = time.perf_counter() - start
         rows = [row_of(draft, kept[0].dataset, generator) for draft in made]
         file = keys.step_file(STEP, key, "shard.parquet")
@@ -117,41 +121,59 @@ def synthesize_shard(
     return done
 
 
-def drafts_of(
-    kept: list[KeptScan], samples: list[planning.Planned], background: backgrounds.Params | None, tools: Tools
-) -> list[Draft]:
-    """A draft for each planned sample: a healthy scan of the training split, drawn by the sample's own seed.
-
-    With `background`, what the base makes of that scan takes its place.
+def drafts_of(kept: list[KeptScan], samples: list[planning.Planned], generator: Generator, tools: Tools) -> list[Draft]:
+    """A draft for each planned sample: without a picture where the stages draw all of it, else with its background.
 
     Raises:
-        ValueError: the training split holds no healthy scan.
+        ValueError: the training split holds no healthy scan to put lesions into.
     """
+    if not synthesis.needs_background(generator.stages):
+        return [_blank(kept[0], sample) for sample in samples]
     healthy = [scan for scan in kept if scan.label == backgrounds.HEALTHY and scan.split == "train"]
     if not healthy:
         found = dict(Counter(f"{scan.label}/{scan.split}" for scan in kept))
         raise ValueError(
             f"no {backgrounds.HEALTHY} scan in the training split to put lesions into; found {found}. "
-            "Add healthy scans, or lower screen.val and screen.test"
+            "Add healthy scans, lower screen.val and screen.test, or draw pictures whole (stages segmentation, picture)"
         )
-    drafts: list[Draft] = []
-    for sample in samples:
-        scan = healthy[int(np.random.default_rng([sample.seed, 0]).integers(len(healthy)))]
-        drafts.append(
-            Draft(
-                id=sample.id,
-                seed=sample.seed,
-                label=sample.label,
-                organ=scan.organ,
-                background=scan.image,
-                background_id=scan.id,
-                background_kind="simulated" if scan.dataset == "phantom" else "real",
-                pixel_mm=scan.pixel_mm,
-                group=scan.group,
-                image=scan.image,
-            )
-        )
-    return drafts if background is None else backgrounds.draw(background, drafts, tools)
+    drafts = [_into(healthy, sample) for sample in samples]
+    return drafts if generator.background is None else backgrounds.draw(generator.background, drafts, tools)
+
+
+def _into(healthy: list[KeptScan], sample: planning.Planned) -> Draft:
+    """A draft on a healthy scan, picked by the sample's own seed."""
+    scan = healthy[int(np.random.default_rng([sample.seed, 0]).integers(len(healthy)))]
+    return Draft(
+        id=sample.id,
+        seed=sample.seed,
+        label=sample.label,
+        organ=scan.organ,
+        background=scan.image,
+        background_id=scan.id,
+        background_kind="simulated" if scan.dataset == "phantom" else "real",
+        pixel_mm=scan.pixel_mm,
+        group=scan.group,
+        image=scan.image,
+        point=sample.point,
+    )
+
+
+def _blank(like: KeptScan, sample: planning.Planned) -> Draft:
+    """A draft of nothing yet: black, as large as the scans, and of no patient."""
+    black = np.zeros_like(like.image)
+    return Draft(
+        id=sample.id,
+        seed=sample.seed,
+        label=sample.label,
+        organ=like.organ,
+        background=black,
+        background_id=None,
+        background_kind=None,
+        pixel_mm=None,
+        group=f"{like.dataset}/synthetic/{sample.id}",
+        image=black,
+        point=sample.point,
+    )
 
 
 def donors_of(kept: list[KeptScan]) -> list[Donor]:
@@ -163,7 +185,7 @@ def donors_of(kept: list[KeptScan]) -> list[Donor]:
             label=scan.label,
             group=scan.group,
             pixel_mm=scan.pixel_mm,
-            behind=posterior.behind(scan.image, scan.mask, ~layout.outside_picture(scan.image)),
+            behind=posterior.behind(scan.image, scan.mask, ~outside_picture(scan.image)),
             image=scan.image,
         )
         for scan in kept
@@ -227,8 +249,17 @@ def row_of(draft: Draft, dataset: str, generator: Generator) -> dict[str, object
         "group": draft.group,
         "split": "train",  # descends from adapters that saw the training groups only
         "pixel_mm": draft.pixel_mm,
-        "head_circumference_mm": draft.head_circumference_mm,
+        "head_circumference_mm": _head_circumference_mm(draft) if made else None,
         "sha256": pixels_sha256(draft.image) if made else None,
         **lineage,
         "failure": draft.failure,
     }
+
+
+def _head_circumference_mm(draft: Draft) -> float | None:
+    """Of the final mask, where it is a head's, its pixel size is known, and it has an ellipse at all."""
+    if draft.label != HEAD or draft.mask is None or draft.pixel_mm is None:
+        return None
+    with suppress(ValueError):
+        return circumference_mm(draft.mask, draft.pixel_mm)
+    return None

@@ -21,7 +21,7 @@ from tasks.reuse import Done, reuse
 from tasks.study import Fold, kept_samples, lesions_of
 from tasks.train_judges import pictures_of
 
-DETECT_ALGORITHM = 2
+DETECT_ALGORITHM = 3
 COPIES_ALGORITHM = 2
 DETECT, COPIES = "study-detect", "study-copies"
 POSITIVE_CONTROL, NEGATIVE_CONTROL = "damaged on purpose", "real vs real"
@@ -29,9 +29,9 @@ POSITIVE_CONTROL, NEGATIVE_CONTROL = "damaged on purpose", "real vs real"
 
 @task(name="study detection", task_run_name="detect: {what}")
 def detect(store_url: str, fold: Fold, what: str, params: DetectorParams, seed: int) -> Done:
-    """Tell the kept synthetic images from the real lesions of the test groups, out of fold.
+    """Tell the kept synthetic images from the real ones with a mask of the test groups, out of fold.
 
-    Detectors also learn from the real lesions that the generator saw, but do not judge them. `what` is the view, or
+    Detectors also learn from the real images that the generator saw, but do not judge them. `what` is the view, or
     one of the two controls: the synthetic images damaged on purpose, which must be found, and one half of the
     real images outside the training split against the other, which must not.
 
@@ -47,7 +47,7 @@ def detect(store_url: str, fold: Fold, what: str, params: DetectorParams, seed: 
         real = pictures_of(judged, "test")
         real_ids = [scan.id for scan in judged]
         if what == POSITIVE_CONTROL:
-            synthetic = damaged(synthetic, seed)
+            synthetic = damaged(synthetic, seed, whole=params.view == "full")
         elif what == NEGATIVE_CONTROL:
             judged, known = lesions_of(kept, "val", "test"), None
             everyone = pictures_of(judged, "val", "test")

@@ -1,4 +1,4 @@
-"""Train: what draws. One LoRA adapter a label, and one for seams."""
+"""Train: what draws. LoRA adapters of lesions, of whole pictures and of seams, and the ControlNet of masks."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import task
 
-from storage import keys
+from storage import keys, weights
 from storage.images import encode_grey
 from storage.records import Ref
 from storage.store import Store
@@ -17,15 +17,18 @@ from tasks import track
 from tasks.connect import open_store
 from tasks.ingest import KeptScan, kept_scans
 from tasks.reuse import Done, reuse
+from tasks.synthesis import attributes, seams
 from tasks.synthesis import background as backgrounds
-from tasks.synthesis import seams
+from tasks.synthesis.attributes import Attribute
 from tasks.synthesis.diffusion import base as bases
-from tasks.synthesis.diffusion import lora
-from tasks.synthesis.diffusion.lora import LoraParams
+from tasks.synthesis.diffusion import controlnet, controlnet_training, lora
+from tasks.synthesis.diffusion.controlnet_params import ControlNetParams
+from tasks.synthesis.diffusion.lora_params import LoraParams
 
 ADAPTER_ALGORITHM = 2
 HARMONIZER_ALGORITHM = 1
-ADAPTER, HARMONIZER = "train-adapter", "train-harmonizer"
+CONTROLNET_ALGORITHM = 1
+ADAPTER, HARMONIZER, CONTROLNET = "train-adapter", "train-harmonizer", "train-controlnet"
 
 
 class StoredCheckpoints:
@@ -104,6 +107,148 @@ def train_adapter(store_url: str, scans: Ref, base: str, params: LoraParams, lab
     return reuse(store, ADAPTER, ADAPTER_ALGORITHM, described, [scans.sha256, digest], make)
 
 
+@task(name="train picture adapter")
+def train_picture_adapter(
+    store_url: str,
+    scans: Ref,
+    base: str,
+    params: LoraParams,
+    labels: Sequence[str],
+    joint: bool,
+    words: Sequence[Attribute],
+    seed: int,
+) -> Done:
+    """Fine-tune one LoRA adapter on whole training pictures of all `labels`; the Ref is its safetensors file.
+
+    Args:
+        joint: pictures are learned with their masks, as one image (`latents.joint`).
+        words: what captions say of a mask, beside organ and label.
+    """
+    store = open_store(store_url)
+    digest = bases.digest(bases.locate(base))
+
+    def make(key: str) -> Ref:
+        kept = kept_scans(store, scans)
+        examples = picture_examples(kept, "train", labels, words, joint=joint)
+        held_out = picture_examples(kept, "val", labels, words, joint=joint)
+        if not examples:
+            raise ValueError(
+                f"no training scan of {', '.join(labels)}{' with a mask' if joint else ''}; add scans, or lower "
+                "screen.val and screen.test"
+            )
+        return _trained(store, ADAPTER, key, ADAPTER, base, examples, held_out, _organ(kept, labels), params, seed)
+
+    described = {
+        "lora": params.model_dump(mode="json"),
+        "labels": sorted(labels),
+        "learned": "pair" if joint else "picture",
+        "words": list(words),
+        "seed": seed,
+    }
+    return reuse(store, ADAPTER, ADAPTER_ALGORITHM, described, [scans.sha256, digest], make)
+
+
+@task(name="train controlnet")
+def train_controlnet(
+    store_url: str,
+    scans: Ref,
+    base: str,
+    adapter: Ref | None,
+    params: ControlNetParams | None,
+    labels: Sequence[str],
+    words: Sequence[Attribute],
+    seed: int,
+) -> Done:
+    """Train the ControlNet that holds whole pictures to their masks, beside the base with `adapter` merged in.
+
+    The Ref is its safetensors file, in a folder that diffusers loads; it has no rows where the recipe trains none.
+    """
+    store = open_store(store_url)
+    start = None if params is None or params.start is None else weights.locate(params.start, controlnet.LAYOUT)
+    described = {
+        "controlnet": None if params is None else params.model_dump(mode="json", exclude={"start"}),
+        "labels": sorted(labels),
+        "words": list(words),
+        "seed": seed,
+    }
+    digests = [
+        bases.digest(bases.locate(base)),
+        "no adapter" if adapter is None else adapter.sha256,
+        "no start" if start is None else weights.digest(start, controlnet.LAYOUT),
+    ]
+
+    def make(key: str) -> Ref:
+        if params is None:
+            return Ref(key=keys.step_file(CONTROLNET, key, "none"), sha256=_sha256(b""))
+        kept = kept_scans(store, scans)
+        examples = picture_examples(kept, "train", labels, words, controlled=True)
+        held_out = picture_examples(kept, "val", labels, words, controlled=True)
+        if not examples:
+            raise ValueError(
+                f"no training scan of {', '.join(labels)} with a mask; set controlnet to null, or add scans"
+            )
+        loaded = bases.load(base)
+        checkpoints = StoredCheckpoints(store, CONTROLNET, key)
+        with track.track(CONTROLNET, params.steps * params.batch):
+            trained = controlnet_training.train(
+                loaded,
+                None if adapter is None else store.read(adapter.key),
+                None if start is None else controlnet.read(start, loaded, str(params.start)),
+                examples,
+                held_out,
+                _organ(kept, labels),
+                params,
+                seed,
+                checkpoints,
+                partial(track.advance, CONTROLNET),
+                StoredLatents(store),
+                StoredSamples(store, CONTROLNET, key),
+            )
+        store.put(keys.step_file(CONTROLNET, key, "config.json"), controlnet.config(trained.weights).encode())
+        return _stored(store, CONTROLNET, key, controlnet.FILE, trained, len(examples), len(held_out), checkpoints)
+
+    return reuse(store, CONTROLNET, CONTROLNET_ALGORITHM, described, [scans.sha256, *digests], make)
+
+
+def picture_examples(
+    kept: Sequence[KeptScan],
+    split: str,
+    labels: Sequence[str],
+    words: Sequence[Attribute],
+    *,
+    joint: bool = False,
+    controlled: bool = False,
+) -> list[lora.Example]:
+    """What is learned of the scans of a split where pictures are drawn whole; the healthy among them have blank masks.
+
+    Args:
+        words: what captions say of a mask; their thresholds are those of all training masks.
+        joint: with their masks, as one image; only scans that have one.
+        controlled: with their masks as a ControlNet is shown them; only healthy scans, and those that have one.
+    """
+    lesions = [(scan.label, scan.mask) for scan in kept if scan.split == "train" and _has_lesion(scan)]
+    margins = attributes.margins_of([(label, mask) for label, mask in lesions if mask is not None] if words else [])
+    examples: list[lora.Example] = []
+    for scan in kept:
+        if scan.split != split or scan.label not in labels:
+            continue
+        healthy = scan.label == backgrounds.HEALTHY
+        if not _has_lesion(scan) and (joint or (controlled and not healthy)):
+            continue
+        blank = np.zeros(scan.image.shape, np.bool_)
+        examples.append(
+            lora.Example(
+                image=scan.image,
+                mask=scan.mask if joint else None,
+                label=scan.label,
+                attributes=attributes.words(words, scan.mask, scan.pixel_mm, margins),
+                joint=joint,
+                control=(blank if scan.mask is None else scan.mask) if controlled else None,
+            )
+        )
+    return examples
+
+
 @task(name="train harmonizer")
 def train_harmonizer(
     store_url: str, scans: Ref, base: str, params: seams.Params | None, labels: Sequence[str], seed: int
@@ -138,11 +283,18 @@ def train_harmonizer(
 def _examples(kept: Sequence[KeptScan], split: str) -> list[lora.Example]:
     """Scans with a lesion, that is what is learned of them; and healthy ones, of which all is."""
     return [
-        lora.Example(image=scan.image, mask=scan.mask if lesion else None, label=scan.label)
+        lora.Example(image=scan.image, mask=scan.mask if _has_lesion(scan) else None, label=scan.label)
         for scan in kept
-        if scan.split == split
-        and ((lesion := scan.mask is not None and bool(scan.mask.any())) or scan.label == backgrounds.HEALTHY)
+        if scan.split == split and (_has_lesion(scan) or scan.label == backgrounds.HEALTHY)
     ]
+
+
+def _has_lesion(scan: KeptScan) -> bool:
+    return scan.mask is not None and bool(scan.mask.any())
+
+
+def _organ(kept: Sequence[KeptScan], labels: Sequence[str]) -> str:
+    return next(scan.organ for scan in kept if scan.label in labels)
 
 
 def _trained(
@@ -172,12 +324,28 @@ def _trained(
             StoredLatents(store),
             StoredSamples(store, step, key),
         )
-    file = keys.step_file(step, key, "pytorch_lora_weights.safetensors")
-    store.put(file, adapter.weights)
-    store.put(keys.step_file(step, key, "curve.json"), json.dumps(adapter.curve).encode())
+    return _stored(
+        store, step, key, "pytorch_lora_weights.safetensors", adapter, len(examples), len(held_out), checkpoints
+    )
+
+
+def _stored(
+    store: Store,
+    step: str,
+    key: str,
+    name: str,
+    trained: lora.Adapter | controlnet_training.ControlNet,
+    examples: int,
+    held_out: int,
+    checkpoints: StoredCheckpoints,
+) -> Ref:
+    """Keep the weights as `name` and their curve; the checkpoints are then needed no more."""
+    file = keys.step_file(step, key, name)
+    store.put(file, trained.weights)
+    store.put(keys.step_file(step, key, "curve.json"), json.dumps(trained.curve).encode())
     checkpoints.clear()
-    counts = {"examples": len(examples), "held out": len(held_out), "best step": adapter.best_step}
-    return Ref(key=file, sha256=_sha256(adapter.weights), rows=len(examples), counts=counts)
+    counts = {"examples": examples, "held out": held_out, "best step": trained.best_step}
+    return Ref(key=file, sha256=_sha256(trained.weights), rows=examples, counts=counts)
 
 
 def _sha256(data: bytes) -> str:

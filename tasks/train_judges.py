@@ -26,8 +26,8 @@ from tasks.reuse import Done, reuse
 from tasks.synthesis import Draft
 from tasks.synthesize import Generator, apply_stages, drafts_of, tools_of
 
-JUDGE_ALGORITHM = 2
-CRITIC_ALGORITHM = 2
+JUDGE_ALGORITHM = 3
+CRITIC_ALGORITHM = 3
 CRITIC = "train-critic"
 
 JudgeName = Literal["classifier", "segmenter"]
@@ -57,7 +57,10 @@ class JudgesParams(Record):
 
 @task(name="train judge", task_run_name="train {name}")
 def train_judge(store_url: str, scans: Ref, name: JudgeName, params: JudgesParams, seed: int) -> Done:
-    """Train the classifier or the segmenter on the training split; the Ref is its safetensors file."""
+    """Train the classifier or the segmenter on the training split; the Ref is its safetensors file.
+
+    Of scans of one label there is nothing to classify: the Ref of the classifier then has no rows.
+    """
     store = open_store(store_url)
     step = f"train-{name}"
     own = params.classifier if name == "classifier" else params.segmenter
@@ -65,6 +68,8 @@ def train_judge(store_url: str, scans: Ref, name: JudgeName, params: JudgesParam
     def make(key: str) -> Ref:
         kept = kept_scans(store, scans)
         examples, held_out = pictures_of(kept, "train"), pictures_of(kept, "val")
+        if name == "classifier" and len(set(examples.labels)) < 2:
+            return Ref(key=keys.step_file(step, key, "none"), sha256=_sha256(b""))
         with track.track(step, own.steps, "steps"):
             moved = partial(track.advance, step)
             if name == "classifier":
@@ -100,7 +105,7 @@ def train_critic(store_url: str, scans: Ref, generator: Generator, seed: int, pa
         with track.track(CRITIC, plan.samples):
             # Seeds of their own, so that no candidate of the dataset is one that the critic has seen.
             planned = planning.planned(plan, seed + 1, range(plan.samples))
-            made = apply_stages(drafts_of(kept, planned, generator.background, tools), stages, tools)
+            made = apply_stages(drafts_of(kept, planned, generator, tools), stages, tools)
         generated = pictures_of_drafts(made)
         lesions = pictures_of(kept, "train").with_labels(generator.adapters)
         held_out = pictures_of(kept, "val").with_labels(generator.adapters)

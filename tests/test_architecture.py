@@ -11,7 +11,7 @@ from tests import REPOSITORY
 
 NOUNS = sorted(path.parent.name for path in (REPOSITORY / "tasks").glob("*/__init__.py"))
 VERBS = sorted(path.stem for path in (REPOSITORY / "tasks").glob("*.py") if path.stem != "__init__")
-SHARED_STORAGE = {"storage.records", "storage.images", "storage.errors"}
+SHARED_STORAGE = {"storage.records", "storage.images", "storage.errors", "storage.weights"}
 WITH_TORCH = ("storage", "torch_dataset.py")
 """A torch `Dataset` has to be a subclass of torch's; this module is imported only by who asks for one."""
 MODULES = sorted(path for package in ("flows", "tasks", "storage") for path in (REPOSITORY / package).rglob("*.py"))

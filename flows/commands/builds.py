@@ -4,15 +4,14 @@ Each imports what it needs when it runs: torch and Prefect take seconds.
 """
 
 import contextlib
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands.options import JsonOption, SetOption, StoreOption
+from flows.commands.running import copy_out, quiet
 
 if TYPE_CHECKING:
     from flows.build_dataset import BuildResult
@@ -34,7 +33,7 @@ def build(
     Examples: `sonoforge build demo`, `sonoforge build flows/recipes/breast_staged.yaml --set source.root=/data/BUSI
     --store s3://my-bucket/datasets`.
     """
-    _quiet()
+    quiet()
     from flows import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or [])
@@ -48,6 +47,29 @@ def build(
         typer.echo(result.model_dump_json(indent=2))
         return
     _print_result(result)
+
+
+@app.command()
+def lock(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or one of ours: demo, breast_staged, breast_staged_128.")],
+    overrides: SetOption = None,
+) -> None:
+    """Pin the weights that RECIPE names: base, extractor, what a ControlNet starts from, SAM.
+
+    Writes their sha256 to RECIPE.lock.yaml beside it. From then on a build or study with other weights under the same
+    names stops before any work and says which.
+
+    Example: `sonoforge lock breast.yaml --set base=stable-diffusion-v1-5/stable-diffusion-inpainting`.
+    """
+    quiet()
+    from flows import pins
+    from flows import recipe as recipes
+
+    found = pins.found(recipes.load(recipe, overrides or []))
+    file = pins.write(recipes.find(recipe), found)
+    for field, digest in sorted(found.items()):
+        typer.echo(f"{field}  {digest}")
+    typer.echo(f"wrote {file}")
 
 
 @app.command()
@@ -107,7 +129,7 @@ def train_base(
 
     The same command goes on where it was stopped. The model that ships in models/ was made by it.
     """
-    _quiet()
+    quiet()
     from flows import train_base as training
     from flows.recipe import override
     from tasks.pretrain import PretrainParams
@@ -141,7 +163,7 @@ def study(
 
     Example: `sonoforge study breast_staged --folds 5 --set source.root=/data/BUSI --set study.unet.steps=2000`.
     """
-    _quiet()
+    quiet()
     from flows import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or [])
@@ -153,7 +175,7 @@ def study(
     with contextlib.redirect_stdout(sys.stderr), display():
         result = study_utility(recipe=loaded, store=store, folds=folds, seeds=seeds)
     if out is not None:
-        _copy_out(store, result.key, ("study.json", "study.html", "study.md", "answers.parquet"), out)
+        copy_out(store, result.key, ("study.json", "study.html", "study.md", "answers.parquet"), out)
     if as_json:
         typer.echo(result.study.model_dump_json(indent=2))
         return
@@ -177,7 +199,7 @@ def ablate(
 
     Example: `sonoforge ablate breast_staged --set source.root=/data/BUSI --set plan.samples=64`.
     """
-    _quiet()
+    quiet()
     from flows import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or [])
@@ -189,22 +211,12 @@ def ablate(
     with contextlib.redirect_stdout(sys.stderr), display():
         result = ablations.ablate(recipe=loaded, store=store)
     if out is not None:
-        _copy_out(store, result.key, ("ablation.json", "ablation.md"), out)
+        copy_out(store, result.key, ("ablation.json", "ablation.md"), out)
     if as_json:
         typer.echo(result.ablation.model_dump_json(indent=2))
         return
     print_table(COLUMNS, rows(result.ablation))
     typer.echo(f"ablation {result.uri}")
-
-
-def _quiet() -> None:
-    """Before libraries are imported: no telemetry, and no log beside our own words, unless asked otherwise."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # 20 is too few on a busy machine
 
 
 def _print_result(result: "BuildResult") -> None:
@@ -223,13 +235,3 @@ def _print_result(result: "BuildResult") -> None:
     console.print(f"peak memory {result.peak_memory_mb:.0f} MB")
     verb = "up to date" if result.up_to_date else "published"
     typer.echo(f"{verb} {result.dataset}@{result.version} {result.uri}")
-
-
-def _copy_out(store: str, key: str, names: Sequence[str], folder: Path) -> None:
-    """Files that lie beside `key` in the store, to a local folder."""
-    from tasks.connect import open_store
-
-    opened = open_store(store)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).write_bytes(opened.read(f"{key.rsplit('/', 1)[0]}/{name}"))

@@ -132,7 +132,8 @@ def copies(
     worst = [row for row in sorted(found.rows, key=lambda row: -row.similarity) if row.is_copy][:SHOWN]
     for row in worst:
         console.print(f"{row.file} copies {row.nearest} ({row.similarity:.2f})", markup=False)
-    for note in [f"{found.declared} resemble the background that they declare", *found.notes]:
+    declared = [f"{found.declared} resemble the background that they declare"] if found.declared else []
+    for note in [*declared, *found.notes]:
         console.print(f"note: {note}", markup=False)
 
 

@@ -68,14 +68,15 @@ def batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator
 def misses(path: Path, expected: pa.Schema, *, exactly: bool = False) -> str:
     """What a Parquet file's columns lack of the schema `expected`, as a sentence; "" where they lack nothing.
 
-    Columns of lineage may be missing unless `exactly` is asked for: older versions have fewer of them.
+    Columns of lineage and measurements of masks may be missing unless `exactly` is asked for: older versions have fewer
+    of them.
     """
     check_limits(path)
     found = pq.read_schema(path)
     names = set(found.names)
     if len(names) < len(found.names):
         return "columns differ: one stands there twice"
-    optional = set() if exactly else {name for name, _ in LINEAGE_FIELDS} - names
+    optional = set() if exactly else {"head_circumference_mm", *(name for name, _ in LINEAGE_FIELDS)} - names
     wrong = [
         f"{field.name} {found.field(field.name).type if field.name in names else 'missing'}, expected {field.type}"
         for field in expected

@@ -10,6 +10,7 @@ from tasks.documents.columns import COLUMNS
 from tasks.documents.croissant import cite_as
 from tasks.documents.facts import Facts
 from tasks.documents.licences import Combined, find
+from tasks.documents.routes import SYNTHETIC, route
 from tasks.documents.scorecard import FRAMEWORK, Scorecard
 
 _SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
@@ -40,9 +41,7 @@ def render(facts: Facts, scorecard: Scorecard) -> str:
     sections = [
         f"# {facts.dataset}",
         facts.description,
-        "**Every lesion here is synthetic**, drawn into the background that its row names; a real background is a real "
-        "patient. Made to train and test models, not to diagnose anybody. A model trained on it must be tested on "
-        "real scans that neither it nor the generator has seen.",
+        _synthetic(facts),
         *(f"**Licence not settled:** {warning}." for warning in facts.terms.warnings),
         _use(facts),
         "## What is in it\n\n" + _samples_table(facts.tally.samples),
@@ -58,6 +57,14 @@ def render(facts: Facts, scorecard: Scorecard) -> str:
         "## Recipe\n\n```yaml\n" + facts.recipe_yaml.strip() + "\n```",
     ]
     return f"---\n{header}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _synthetic(facts: Facts) -> str:
+    said, rest = SYNTHETIC[route(facts.recipe)].split(" synthetic", 1)
+    return (
+        f"**{said} synthetic**{rest} Made to train and test models, not to diagnose anybody. A model trained on it "
+        "must be tested on real scans that neither it nor the generator has seen."
+    )
 
 
 def number(value: float | None) -> str:
@@ -129,7 +136,7 @@ sonoforge pull {name}@latest {name}-tars --format webdataset
 
 ```python
 from pycocotools.coco import COCO
-lesions = COCO("{name}-coco/annotations/{first}.json")
+outlined = COCO("{name}-coco/annotations/{first}.json")
 
 import glob
 import webdataset

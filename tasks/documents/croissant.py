@@ -20,6 +20,7 @@ from storage.records import IMAGE, SOURCE_SCHEMA, SPLITS, sample_schema
 from tasks.documents.columns import meaning
 from tasks.documents.facts import Facts, PublishedFile
 from tasks.documents.licences import LICENCES
+from tasks.documents.routes import ANNOTATED, COLLECTED, route
 
 CONFORMS_TO = ("http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0")
 PARQUET = "application/x-parquet"  # the one name that mlcroissant reads
@@ -216,26 +217,29 @@ def _type(field: pa.Field) -> object:
 
 
 def _responsible(facts: Facts) -> dict[str, object]:
-    backgrounds = facts.tally.backgrounds
+    made, backgrounds = route(facts.recipe), facts.tally.backgrounds
     patients = sum(count for kind, count in backgrounds.items() if kind != "simulated")
     listed = ", ".join(f"{count} {kind}" for kind, count in backgrounds.items()) or "none"
-    private = f"{patients} of {facts.tally.kept} pictures descend from scans of patients, named in sources.parquet."
+    drawn = COLLECTED[made] + (f" (of the kept samples: {listed})" if made == "lesion" else "")
+    private, taught = "None: no scan of a patient was used.", made != "lesion" and not _simulated(facts)
+    if taught:
+        private = "No picture is a scan, but the model that drew them learned from scans of patients: sources.parquet."
+    elif patients:
+        private = f"{patients} of {facts.tally.kept} pictures descend from scans of patients, named in sources.parquet."
     return {
         "rai:dataCollection": (
-            "Nothing was acquired for this dataset. A diffusion model drew every lesion into a background (of the kept "
-            f"samples: {listed}); judges scored each picture, and those that missed a limit are in ledger.parquet."
+            f"Nothing was acquired for this dataset. {drawn}; judges scored each picture, and those that missed a "
+            "limit are in ledger.parquet."
         ),
-        "rai:dataCollectionType": ["Software Collection", *(["Secondary Data analysis"] if patients else [])],
+        "rai:dataCollectionType": ["Software Collection", *(["Secondary Data analysis"] if patients or taught else [])],
         "rai:dataCollectionRawData": "; ".join(facts.sources),
         "rai:dataCollectionMissingData": "A null says that a value does not apply or is not known; none is filled in.",
         "rai:dataPreprocessingProtocol": [
             "Scans were read, screened for defects, marks and near duplicates, fitted to one size, and split by group.",
             "Pictures are 8-bit grey, masks 1-bit, of the same size; both are lossless PNG.",
         ],
-        "rai:dataAnnotationProtocol": (
-            "Nobody annotated the synthetic pictures: the mask is what was drawn into, the label what was asked."
-        ),
-        "rai:annotationsPerItem": "0 by people; 1 mask and 1 label by construction",
+        "rai:dataAnnotationProtocol": f"Nobody annotated the synthetic pictures: {ANNOTATED[made]}.",
+        "rai:annotationsPerItem": f"0 by people; {'' if made == 'prompt' else '1 mask and '}1 label by construction",
         "rai:machineAnnotationTools": [item.name for item in facts.ingredients if item.name.startswith("judge/")]
         or ["none"],
         "rai:dataUseCases": [
@@ -250,11 +254,17 @@ def _responsible(facts: Facts) -> dict[str, object]:
             "It shows the people, scanners and habits of its sources, and a share of each label that was chosen: "
             + (", ".join(f"{label} {count}" for label, count in facts.tally.by_label().items()) or "no samples")
         ],
-        "rai:personalSensitiveInformation": [private if patients else "None: no scan of a patient was used."],
-        "rai:dataSocialImpact": "Synthetic lesions can lack what real ones show: claims on patients need real scans.",
+        "rai:personalSensitiveInformation": [private],
+        "rai:dataSocialImpact": "Synthetic pictures can lack what real ones show: claims on patients need real scans.",
         "rai:dataReleaseMaintenancePlan": "Versions never change; one not to be used is retracted, with a reason.",
         "rai:hasSyntheticData": True,
     }
+
+
+def _simulated(facts: Facts) -> bool:
+    """Whether the scans show no patient."""
+    source = facts.recipe.get("source")
+    return isinstance(source, Mapping) and source.get("dataset") == "phantom"
 
 
 def _descent(facts: Facts) -> dict[str, object]:

@@ -20,9 +20,10 @@ class PublishedFile(Record):
 class Ingredient(Record):
     """Something that a version was made with or from.
 
-    `name` is unique in the version: "scans", "base", "decoder", "adapter/malignant", "harmonizer", "critic",
-    "judge/classifier", "extractor". `sha256` is what the rows' `…_digest` columns hold. `uri` says where it lay:
-    "store:builds/…" is a key of the store that the version was built in.
+    `name` is unique in the version: "scans", "base", "decoder", "adapter/malignant" (or "adapter": one for all
+    labels), "controlnet", "harmonizer", "critic", "judge/classifier", "extractor". `sha256` is what the rows'
+    `…_digest` columns hold. `uri` says where it lay: "store:builds/…" is a key of the store that the version was
+    built in.
     """
 
     name: str

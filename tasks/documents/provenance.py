@@ -6,9 +6,9 @@ went in, and whoever wants to vouch for that signs the file as it is.
 
 - `subject`: every other file of the version.
 - `externalParameters`: the recipe, which decides the content; `internalParameters`: its digest, and the counts.
-- `resolvedDependencies`: what went in, by name: "scans", "base", "decoder", "adapter/<label>", "harmonizer", "critic",
-  "judge/<name>", "extractor". Their `sha256` is what the `…_digest` columns of the rows hold. Software follows as
-  "package/<name>", by package URL and without a digest.
+- `resolvedDependencies`: what went in, by name: "scans", "base", "decoder", "adapter/<label>" or "adapter",
+  "controlnet", "harmonizer", "critic", "judge/<name>", "extractor". Their `sha256` is what the `…_digest` columns of
+  the rows hold. Software follows as "package/<name>", by package URL and without a digest.
 - There is no time and no version number in it: same facts, same bytes. The version's manifest has both.
 """
 

@@ -24,6 +24,7 @@ from typing import Literal
 
 from storage.records import Record, SetScore
 from tasks.documents.facts import Facts
+from tasks.documents.routes import route
 
 FORMAT = "sonoforge-scorecard-1"
 FRAMEWORK = (
@@ -32,8 +33,8 @@ FRAMEWORK = (
 )
 Verdict = Literal["pass", "warn", "fail", "no criterion"]
 
-LINEAGE = ("background_id", "base_digest", "adapter_digest", "seed", "prompt", "recipe_digest")
-"""What every kept row must say of how it was made."""
+LINEAGE = ("base_digest", "adapter_digest", "seed", "prompt", "recipe_digest")
+"""What every kept row must say of how it was made; and which background it was drawn into, where it was."""
 
 REQUIRED = ("id", "label", "organ", "dataset", "group", "split", "sha256", "licence")
 """What every kept row must say of itself."""
@@ -50,6 +51,10 @@ _UNDER = {
     "samples kept": "completeness",
 }
 """Where a set score stands; one that is not listed is about likeness to real images."""
+
+
+_COPIES = {"nearest_similarity": "training lesion or head", "picture_similarity": "training picture"}
+"""Image scores that find copies, and of what."""
 
 
 class Measurement(Record):
@@ -136,7 +141,7 @@ def _coverage(facts: Facts) -> Criterion:
     distinct = [
         Measurement(name=f"different {what}", value=tally.distinct.get(column, 0), n_synthetic=tally.kept)
         for column, what in (
-            ("background_id", "backgrounds"),
+            *([("background_id", "backgrounds")] if route(facts.recipe) == "lesion" else []),
             ("mask_id", "masks that outlines descend from"),
             ("levels_id", "lesions that grey levels descend from"),
             ("group", "patients, exams or clusters"),
@@ -158,8 +163,10 @@ def _constraint(facts: Facts) -> Criterion:
     measured = [
         _share("planned samples rejected by a limit", rejected, outcome.planned),
         _share("planned samples that could not be made", outcome.failed, outcome.planned),
-        _share("kept pictures untouched outside their declared region", tally.untouched, tally.compared),
     ]
+    if route(facts.recipe) == "lesion":
+        name = "kept pictures untouched outside their declared region"
+        measured.append(_share(name, tally.untouched, tally.compared))
     checks = [
         Check(
             asked=f"{name} {_between(low, high)}, where it applies",
@@ -212,14 +219,14 @@ def _compliance(facts: Facts) -> Criterion:
     found = f"{terms.name}; " + (" ".join(terms.warnings) or "all are known")
     copies = [
         Measurement(
-            name=f"nearest_similarity of {label} samples, the highest",
+            name=f"{name} of {label} samples, the highest",
             value=round(spread.high, 6),
             n_synthetic=spread.count,
-            note="likeness to the nearest training lesion; 1 is a copy",
+            note=f"likeness to the nearest {_COPIES[name]}; 1 is a copy",
         )
         for label, spreads in facts.tally.scores.items()
         for name, spread in spreads.items()
-        if name == "nearest_similarity" and spread.count
+        if name in _COPIES and spread.count
     ]
     backgrounds = [
         _share(f"kept samples on a {kind} background", count, facts.tally.kept)
@@ -234,7 +241,7 @@ def _compliance(facts: Facts) -> Criterion:
         )
     ]
     scored = [_measured(score) for score in facts.outcome.scores if _UNDER.get(score.name) == "compliance"]
-    missing = [] if copies else ["copies of training lesions"]
+    missing = [] if copies else ["copies of training pictures"]
     missing += [] if scored else ["whether the adapters betray which scans they were trained on"]
     return _criterion(
         "compliance",
@@ -247,10 +254,11 @@ def _compliance(facts: Facts) -> Criterion:
 
 def _comprehension(facts: Facts) -> Criterion:
     tally = facts.tally
-    gaps = [name for name in LINEAGE if tally.filled.get(name, 0) < tally.kept]
+    lineage = ("background_id", *LINEAGE) if route(facts.recipe) == "lesion" else LINEAGE
+    gaps = [name for name in lineage if tally.filled.get(name, 0) < tally.kept]
     checks = [
         _check(
-            f"every kept row says how it was made: {', '.join(LINEAGE)}",
+            f"every kept row says how it was made: {', '.join(lineage)}",
             not gaps,
             f"missing somewhere: {', '.join(gaps)}" if gaps else f"all {tally.kept} do",
         )

@@ -33,7 +33,8 @@ class Tally:
     """What there is in a version.
 
     `samples` counts kept samples by split and label, `planned` all by label. `filled` says in how many kept rows a
-    column holds something, `distinct` how many different values it holds. `untouched` counts kept rows whose picture
+    column holds something, `distinct` how many different values it holds. `backgrounds` counts kept samples by the kind
+    of theirs; those that were drawn whole have none. `untouched` counts kept rows whose picture
     equals its background outside the declared region, of `compared` that say. `torn` lists groups that are in more
     than one split: there must be none.
     """
@@ -76,7 +77,8 @@ def count(metadata: Iterable[pa.RecordBatch], ledger: Iterable[pa.RecordBatch], 
         for row in _grouped(table, ["split", "label"]):
             samples[row["split"]][row["label"]] += row["count_all"]
         for row in _grouped(table, ["background_kind"]):
-            backgrounds[str(row["background_kind"] or "not said")] += row["count_all"]
+            if row["background_kind"] is not None:
+                backgrounds[row["background_kind"]] += row["count_all"]
         for row in _grouped(table, ["group", "split"]):
             splits[row["group"]].add(row["split"])
         for name, seen in distinct.items():

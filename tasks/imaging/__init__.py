@@ -4,6 +4,7 @@ Image and mask always move together: `letterbox` and `flip` take both, so no cal
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,13 +71,24 @@ def flip(image: Grey, mask: Mask | None) -> tuple[Grey, Mask | None]:
     return np.ascontiguousarray(image[:, ::-1]), None if mask is None else np.ascontiguousarray(mask[:, ::-1])
 
 
-def dilate(mask: Mask, px: int) -> Mask:
+def dilate(mask: Mask, px: float) -> Mask:
     """Grow a mask by a disc of radius `px` pixels."""
     if px <= 0:
         return mask.copy()
     return np.asarray(ndimage.distance_transform_edt(~mask)) <= px
 
 
+def largest_part(mask: Mask) -> Mask:
+    """The largest connected part of a mask, holes filled; blank where the mask is.
+
+    >>> largest_part(np.array([[True, False, True, True]])).tolist()
+    [[False, False, True, True]]
+    """
+    filled = np.asarray(ndimage.binary_fill_holes(mask))
+    parts, _ = cast("tuple[NDArray[np.int32], int]", ndimage.label(filled))
+    return filled & (parts == 1 + int(np.bincount(parts.ravel(), minlength=2)[1:].argmax()))
+
+
 def outline(mask: Mask) -> Mask:
     """The one-pixel inner boundary of a mask."""
-    return mask & ~np.asarray(ndimage.binary_erosion(mask))
+    return mask & ~np.asarray(ndimage.binary_erosion(mask), np.bool_)

@@ -70,15 +70,16 @@ def degrade_inside(image: Grey, mask: Mask, severities: NDArray[np.float32], rng
     return _grey(image + soft * (degrade(image, severities, rng).astype(np.float32) - image))
 
 
-def damaged(pictures: Pictures, seed: int) -> Pictures:
-    """Two kinds of visible damage inside every lesion, all over where a mask is blank: what any detector worth its
-    name must find."""
+def damaged(pictures: Pictures, seed: int, whole: bool = False) -> Pictures:
+    """Two kinds of visible damage inside every lesion, all over where a mask is blank or pictures are seen `whole`:
+    what any detector worth its name must find."""
     images = pictures.images.copy()
     for row, (image, mask) in enumerate(zip(pictures.images, pictures.masks, strict=True)):
         rng = np.random.default_rng([seed, 5, row])
         severities = np.zeros(len(DEGRADATIONS), np.float32)
         severities[rng.choice(len(DEGRADATIONS), 2, replace=False)] = rng.uniform(0.5, 1, 2)
-        images[row] = degrade_inside(image, mask, severities, rng) if mask.any() else degrade(image, severities, rng)
+        inside = mask.any() and not whole
+        images[row] = degrade_inside(image, mask, severities, rng) if inside else degrade(image, severities, rng)
     return Pictures(images, pictures.masks, pictures.labels, pictures.groups)
 
 

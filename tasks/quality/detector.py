@@ -1,8 +1,8 @@
 """Real or synthetic? A cross-validated two-sample test (Lopez-Paz and Oquab, arXiv 1610.06545).
 
 Every image is judged by a network that saw neither it nor anything else of its group, so that the network
-cannot win by remembering patients. It usually looks at a window around the lesion, because in the staged route the
-rest is a real scan anyway; other views say where the two sides differ.
+cannot win by remembering patients. Where lesions are drawn into real scans it looks at a window around the lesion,
+because the rest is real anyway; pictures that are drawn whole it sees whole. Other views say where the sides differ.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,11 @@ class Params(Record):
     width: int = Field(
         default=16, ge=4, le=64, description="channels of a ResNet's first stage; 64 is the network of the paper"
     )
-    view: View = Field(default="window", description="what it looks at: window, full, lesion or surroundings")
+    view: View | None = Field(
+        default=None,
+        description="what it looks at: window, full, lesion or surroundings; null: a window around lesions that were "
+        "drawn into a background, else the whole picture",
+    )
     sample: int = Field(
         default=4000, ge=20, le=10**7, description="images of each side that teach, whole groups; all are judged"
     )
@@ -70,6 +74,15 @@ class Params(Record):
         if len(set(networks)) < len(networks):
             raise ValueError(f"found {networks}; name each network once")
         return networks
+
+    @property
+    def seen(self) -> View:
+        """The view, where nobody has said what the pictures are."""
+        return self.view or "window"
+
+    def seeing(self, whole: bool) -> "Params":
+        """The same with its view settled; `whole`: the pictures were drawn without a background."""
+        return self.model_copy(update={"view": self.view or ("full" if whole else "window")})
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class Jury:
         out = np.zeros((len(self.params.networks), len(pictures)), np.float32)
         if not len(pictures):
             return out
-        seen = look(pictures, self.params.view)
+        seen = look(pictures, self.params.seen)
         for k, networks in self.networks.items():
             rows = np.flatnonzero(fold == k)
             for at in range(0, len(rows), _BATCH):
@@ -155,7 +168,8 @@ def baselines(real: Pictures, size: int, params: Params, seed: int, advance: Adv
     a, b = halves[0]
     half, other = real.select(a), real.select(b)
     floor = out_of_fold(half, other, params, seed, advance)
-    return Baselines(a, b, floor, out_of_fold(half, damaged(other, seed), params, seed, advance))
+    spoiled = damaged(other, seed, whole=params.seen == "full")
+    return Baselines(a, b, floor, out_of_fold(half, spoiled, params, seed, advance))
 
 
 def detection_of(
@@ -187,7 +201,7 @@ def convene(
     if min(len(real), len(synthetic)) < 2:
         raise ValueError(f"found {len(real)} real and {len(synthetic)} synthetic images, expected at least 2 each")
     sides = [real, synthetic] if known is None or not len(known) else [real, synthetic, known]
-    seen = np.concatenate([look(side, params.view) for side in sides])
+    seen = np.concatenate([look(side, params.seen) for side in sides])
     target = np.repeat([0, 1, 0][: len(sides)], [len(side) for side in sides])
     extra = len(target) - len(folds[0]) - len(folds[1])
     fold_of = np.concatenate([*folds, np.full(extra, -1, np.intp)])  # -1: never judged
@@ -288,7 +302,7 @@ def network_of(params: Params, name: Network) -> "nn.Module":
 
     block, counts = _BLOCKS[name]
     # The stem halves whole images, as ResNet does, and keeps every pixel of the small windows.
-    halved = params.view == "full"
+    halved = params.seen == "full"
     return ResNet(
         block,
         counts,

@@ -18,8 +18,9 @@ class Evidence:
     """Pictures to score one by one, and what they are judged by.
 
     `scored` are usually the synthetic images; `train` the real ones whose groups trained the generator.
-    `classifier`, `segmenter` and `critic` are weights as their `train` returns them; `critic` is None where none was
-    trained. `backgrounds` are the images that lesions were drawn into, row by row of `scored`, where they are known.
+    `classifier`, `segmenter` and `critic` are weights as their `train` returns them; `classifier` and `critic` are None
+    where none was trained. `backgrounds` are the images that lesions were drawn into, row by row of `scored`, where
+    they are known.
 
     Raises:
         ValueError: backgrounds of another shape than the scored images.
@@ -27,7 +28,7 @@ class Evidence:
 
     scored: Pictures
     train: Pictures
-    classifier: bytes = field(repr=False)
+    classifier: bytes | None = field(repr=False)
     segmenter: bytes = field(repr=False)
     detector: detector.Params
     seed: int
@@ -57,7 +58,9 @@ class Evidence:
 
 
 def classifier_confidence(evidence: Evidence) -> NDArray[np.float32]:
-    """Calibrated probability, 0..1, that the classifier gives each image's own label."""
+    """Calibrated probability, 0..1, that the classifier gives each image's own label. NaN without a classifier."""
+    if evidence.classifier is None:
+        return np.full(len(evidence.scored), np.nan, np.float32)
     return classifier.load(evidence.classifier).confidence(evidence.scored)
 
 

@@ -23,6 +23,8 @@ _MOST = 2000
 _SHRINKAGE = 0.1
 _EDGE = 0.99
 """The range holds this share of real training images."""
+_FINEST = 0.01
+"""Least scale of a statistic: a pixel in ten thousand, a hundredth of a grey level, a logarithm's hundredth."""
 _BATCH = 64
 _LEVEL = 0.3  # grey levels: what 8 bits can tell of a deviation
 
@@ -82,10 +84,13 @@ def distances(values: Real, reference: Real) -> Real:
     99 % of those keep.
 
     Centre and scales are median and quantiles, and the covariance is shrunk towards independence, so that a few odd
-    training images do not stretch the range and a few dozen suffice.
+    training images do not stretch the range and a few dozen suffice. What is the same in nearly all of them, such as
+    no white at all, is scaled by its deviation: the few others would be the whole range.
     """
     low, centre, high = np.quantile(reference, (0.16, 0.5, 0.84), axis=0)
-    scale = np.maximum((high - low) / 2, 1e-6 + 1e-3 * np.abs(centre))
+    least = np.maximum(_FINEST, 1e-3 * np.abs(centre))
+    spread = (high - low) / 2
+    scale = np.maximum(np.where(spread > least, spread, reference.std(axis=0)), least)
     known, asked = ((rows - centre) / scale for rows in (reference, values))
     covariance = np.cov(known.clip(-6, 6).T)  # an outlier counts as one, not as its square
     size = np.trace(covariance) / len(covariance)

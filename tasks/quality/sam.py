@@ -1,7 +1,7 @@
-"""Segment Anything, fine-tuned for the utility study: encoders frozen, mask decoder trained, one box a lesion.
+"""Segment Anything, fine-tuned for the utility study: encoders frozen, mask decoder trained, one box a picture.
 
 Boxes at the test come from the arm's own U-Net, as they would in use, or from the true masks, as in much of the
-literature (Wang et al., arXiv 2506.23664): the latter tell the network where the lesion is and how large.
+literature (Wang et al., arXiv 2506.23664): the latter tell the network where to draw and how large.
 
 Source: Kirillov et al., Segment Anything, 2023; weights in transformers' layout, as `facebook/sam-vit-base`.
 """
@@ -9,13 +9,13 @@ Source: Kirillov et al., Segment Anything, 2023; weights in transformers' layout
 import hashlib
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+import storage.weights
 from tasks.imaging import Grey, Mask
 from tasks.quality import downstream
 from tasks.quality.judge import Pictures
@@ -26,17 +26,27 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom, px; the last two exclusive."""
-WEIGHTS = "model.safetensors"
+LAYOUT = storage.weights.Layout(
+    kind="SAM",
+    expected="a folder in transformers' layout, as facebook/sam-vit-base: config.json, model.safetensors",
+    models={"": ("model", "SamModel")},
+)
+RANDOM = "random"
+"""Instead of weights: a small model of SAM's architecture that has seen nothing, in the place of one that has."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the encoder's training images, RGB, 0..1
 _READING = threading.Lock()  # two threads that read a model at once get tensors without data
 _BATCH = 4  # images that are encoded at once
+_WIDTH = 128  # channels of the small model with random weights
 
 
 class Params(downstream.Params):
     """How SAM's mask decoder is trained in every arm. Its classical augmentation is the mirror image: the encoder
     sees each picture once or twice, not at every step."""
 
-    weights: Path = Field(description="Folder with config.json and model.safetensors, in transformers' layout")
+    weights: str = Field(
+        description="Folder with config.json and model.safetensors in transformers' layout, fsspec URL or hub id, as "
+        "facebook/sam-vit-base; random: a small model of that architecture whose weights are random"
+    )
     steps: int = Field(default=400, ge=2, le=1_000_000, description="optimizer steps, the same in every arm")
     batch: int = Field(default=4, ge=2, le=1024, description="images a step")
     learning_rate: float = Field(default=1e-4, gt=0, le=1, description="peak learning rate")
@@ -48,27 +58,91 @@ class Params(downstream.Params):
     )
 
 
-def digest(weights: Path) -> str:
+def title(params: Params) -> str:
+    """How tables and pages call the network: never SAM alone where weights are random or boxes are given away."""
+    about = ["random weights"] if params.weights == RANDOM else []
+    about += ["boxes from the ground truth"] if params.prompt == "truth" else []
+    return f"SAM ({', '.join(about)})" if about else "SAM"
+
+
+def described(params: Params) -> str:
+    """Which network it is and where its boxes come from, in one sentence."""
+    boxes = {
+        "unet": "boxes at the test are those of the same training's U-Net",
+        "truth": "boxes at the test are those of the true masks, which tell it where to draw and how large",
+    }[params.prompt]
+    weights = (
+        "a small model of SAM's architecture with random weights"
+        if params.weights == RANDOM
+        else f"the weights of {params.weights.rstrip('/').rsplit('/', 1)[-1]}"
+    )
+    return f"{title(params)}: {weights} (sha256 {digest(params.weights)[:12]}), mask decoder trained alone; {boxes}"
+
+
+def digest(weights: str) -> str:
     """sha256 of the weights.
 
     Raises:
-        ValueError: there are none in the folder.
+        ValueError: there are none.
     """
-    file = weights / WEIGHTS
-    if not file.is_file():
-        found = sorted(path.name for path in weights.iterdir())[:5] if weights.is_dir() else "no folder"
-        raise ValueError(f"SAM's weights: expected config.json and {WEIGHTS} in {weights}, found {found}")
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    if weights == RANDOM:
+        drawn = load(RANDOM).state_dict()
+        return hashlib.sha256(b"".join(drawn[name].cpu().numpy().tobytes() for name in sorted(drawn))).hexdigest()
+    return storage.weights.digest(storage.weights.locate(weights, LAYOUT), LAYOUT)
 
 
-def load(weights: Path) -> "SamModel":
-    """The model of a folder, in evaluation mode."""
+def load(weights: str) -> "SamModel":
+    """The model in evaluation mode, on the GPU where there is one.
+
+    Raises:
+        ValueError: there are no weights, or they are another architecture's.
+    """
     from transformers import SamModel
 
-    digest(weights)
+    from tasks.quality import fitting
+
+    if weights == RANDOM:
+        with _READING:
+            return _random().to(fitting.device())
+    folder = storage.weights.locate(weights, LAYOUT)
     with _READING:
-        return SamModel.from_pretrained(weights, local_files_only=True, use_safetensors=True).eval()
+        variant = storage.weights.variant(folder, "model")
+        model, found = cast(Any, SamModel).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, variant=variant, output_loading_info=True
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{weights} lacks {len(missing)} of SAM's weights, {missing[0]} among them")
+    return model.eval().to(fitting.device())
+
+
+def _random() -> Any:
+    """SAM's architecture, small: 128 px in patches of 8, masks of 64 px; all weights drawn from one seed.
+
+    Patches know their place by the same Fourier features as prompts, of low frequency: with noise for both, as an
+    untrained model has, the decoder learns no more of a box than the pixels at its corners.
+    """
+    import torch
+    from transformers import SamConfig, SamModel
+
+    from tasks.quality import fitting
+
+    size: dict[str, Any] = {"hidden_size": _WIDTH, "image_size": 128, "patch_size": 8}
+    layers: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "mlp_dim": 2 * _WIDTH}
+    seen = {"output_channels": _WIDTH, "window_size": 8, "global_attn_indexes": [1], "num_pos_feats": _WIDTH // 2}
+    config = SamConfig(
+        vision_config=size | layers | seen,
+        prompt_encoder_config=size | {"mask_input_channels": 16},
+        mask_decoder_config=layers | {"hidden_size": _WIDTH, "iou_head_hidden_dim": _WIDTH},
+    )
+    model: Any = fitting.initialise(lambda: SamModel(config), 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.shared_image_embedding.positional_embedding.normal_(0, 0.5, generator=generator)
+        for corner in model.prompt_encoder.point_embed:
+            corner.weight.normal_(0, 1, generator=generator)
+        places = model.get_image_wide_positional_embeddings().permute(0, 2, 3, 1)
+        model.vision_encoder.pos_embed.copy_(0.3 * places)
+    return model.eval()
 
 
 def train(
@@ -80,9 +154,9 @@ def train(
     first: Pictures | None = None,
     augmented: bool = True,
 ) -> "SamModel":
-    """`model` with a mask decoder trained on the lesions of `examples`, after those that come `first`.
+    """`model` with a mask decoder trained on the `examples` with a mask, after those that come `first`.
 
-    In memory are the embeddings of the lesions, and of their mirror images where `augmented`: 2 MB each in ViT-B.
+    In memory are the embeddings of the pictures, and of their mirror images where `augmented`: 2 MB each in ViT-B.
 
     Raises:
         ValueError: no example has a mask.
@@ -94,7 +168,7 @@ def train(
     taught = [pictures for pictures in (first, examples) if pictures is not None]
     drawn = [pictures.select(np.flatnonzero(pictures.masks.any((1, 2)))) for pictures in taught]
     if not all(len(pictures) for pictures in drawn):
-        raise ValueError(f"all {len(examples)} masks are blank; a segmenter needs lesions to learn from")
+        raise ValueError(f"all {len(examples)} masks are blank; a segmenter needs some to learn from")
     lessons: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
     images, masks, start = list[Grey](), list[Mask](), 0
     for pictures in drawn:

@@ -70,6 +70,21 @@ def resolve(thresholds: Sequence[Threshold], held_out: Scores) -> list[Threshold
     return resolved
 
 
+def refuse_unscored(thresholds: Sequence[Threshold], scores: Scores) -> None:
+    """Refuse a threshold on what none of the samples that were made has: it would let everything pass.
+
+    Raises:
+        ValueError: with the score.
+    """
+    for threshold in thresholds:
+        values = scores[threshold.score]
+        if len(values) and not np.isfinite(values).any():
+            raise ValueError(
+                f"the threshold on {threshold.score} limits nothing: none of {len(values)} samples has that score; "
+                "take it out of curate"
+            )
+
+
 def judge(scores: Scores, thresholds: Sequence[Threshold], held_out: Scores | None = None) -> list[list[str]]:
     """Reasons to reject each sample, such as "segmenter_dice 0.41 < 0.50"; an empty list keeps it.
 

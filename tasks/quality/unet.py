@@ -32,7 +32,7 @@ def train(
     first: Pictures | None = None,
     augmented: bool = True,
 ) -> "nn.Module":
-    """A network trained on `examples`, after the pictures that come `first`; masks are blank where there is no lesion.
+    """A network trained on `examples`, after the pictures that come `first`; masks are blank where nothing is drawn.
 
     Raises:
         ValueError: no example has a mask.
@@ -44,7 +44,7 @@ def train(
 
     for pictures in (examples, first):
         if pictures is not None and not pictures.masks.any():
-            raise ValueError(f"all {len(pictures)} masks are blank; a segmenter needs lesions to learn from")
+            raise ValueError(f"all {len(pictures)} masks are blank; a segmenter needs some to learn from")
     network = fitting.initialise(lambda: _network(params), seed)
     everyone = examples if first is None else first.and_also(examples)
     inputs = fitting.to_tensor(everyone.images, everyone.images.shape[1])
@@ -75,7 +75,7 @@ def train(
 
 
 def draw(network: "nn.Module", images: Grey) -> Mask:
-    """Where the network sees a lesion in images (n, h, w): mean of the picture and its mirror image above 1/2."""
+    """What the network draws in images (n, h, w): where the mean of the picture and its mirror image is above 1/2."""
     if not len(images):
         return np.zeros(images.shape, np.bool_)
     from tasks.quality import fitting

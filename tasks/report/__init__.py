@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +27,8 @@ REJECTED = 24
 EXTREMES = 144
 """Pictures with the lowest and highest values of all scores together, about; 2 of each label and end at least."""
 
-COPY_SCORE = "nearest_similarity"
-"""The image score that says how near a sample comes to a training image."""
+WHOLE_COPY, LESION_COPY = "picture_similarity", "nearest_similarity"
+"""The image scores that say how near a sample comes to a training image: all of it, or what its mask marks."""
 
 _FOLDER = Path(__file__).parent
 _LINEAGE = [name for name, _ in LINEAGE_FIELDS]
@@ -111,6 +111,7 @@ class Facts:
         changes: what the recipe changed from the last of them.
         sources: one line each: name, licence, citation.
         recipe_yaml: the recipe.
+        synthetic: what of a sample is no scan, in a sentence or two.
     """
 
     title: str
@@ -139,6 +140,12 @@ class Facts:
     changes: Sequence[str]
     sources: Sequence[str]
     recipe_yaml: str
+    synthetic: str
+
+
+def copy_score(names: Collection[str]) -> str | None:
+    """The score by which copies are shown, of those that there are: whole pictures where they are compared."""
+    return next((name for name in (WHOLE_COPY, LESION_COPY) if name in names), None)
 
 
 def pick_kept(rows: Batches) -> list[str]:
@@ -181,7 +188,8 @@ def render(facts: Facts) -> str:
     kept = {row["id"]: _pictured(row) for row in facts.examples}
     refused = [_pictured(row) for row in facts.refused]
     shown = {row.id: row for row in (*kept.values(), *refused)}
-    most = limits.get(COPY_SCORE, (None, None))[1]
+    near = copy_score(facts.histograms)
+    most = limits.get(near or "", (None, None))[1]
     nearest = [original.similarity for original in facts.originals if original.id in kept]
     return environment.get_template("report.html.j2").render(
         facts=facts,
@@ -204,6 +212,7 @@ def render(facts: Facts) -> str:
         refused=refused,
         copies=[_Copy(shown[original.id], original, most) for original in facts.originals],
         most=most,
+        whole=near == WHOLE_COPY,
         histograms=[
             (name, charts.histogram(name, bins, *limits.get(name, (None, None))))
             for name, bins in facts.histograms.items()
@@ -264,7 +273,7 @@ def _pictured(row: Mapping[str, Any]) -> _Row:
 
 def _details(row: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """What the viewer says of a sample."""
-    names = ["split", "group", "pixel_mm", *_LINEAGE]
+    names = ["split", "group", "pixel_mm", "head_circumference_mm", *_LINEAGE]
     return {
         "scores": {name: charts.number(row[name]) for name in facts.histograms if row[name] is not None},
         "lineage": {name: _short(name, row[name]) for name in names if row.get(name) is not None},

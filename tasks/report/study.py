@@ -1,6 +1,9 @@
 """What a utility study found: its numbers as records, and the table that people read."""
 
 from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
 
 from storage.records import Record
 
@@ -13,7 +16,8 @@ class Estimate(Record):
 
     Of a downstream network: `tested` says on whom, `regime` how many real training scans there were (up to 1 a share,
     0 none), `real_images` and `synthetic_images` how many it learned from on average, `trainings` how many networks
-    answered. A difference names the arm that was taken from it in `over`, and in how many trainings it was `better`.
+    answered. A difference names the arm that was taken from it in `over`, and in how many trainings it was `better`;
+    of errors, where `less_is_better`, a good difference is negative.
     """
 
     measure: str
@@ -35,6 +39,7 @@ class Estimate(Record):
     over: str | None = None
     trainings: int = 0
     better: int | None = None
+    less_is_better: bool = False
     note: str = ""
 
     @property
@@ -44,7 +49,11 @@ class Estimate(Record):
 
 
 class FoldFacts(Record):
-    """What became of one fold's dataset. `problems` are what its gate found; it is studied all the same."""
+    """What became of one fold's dataset. `problems` are what its gate found; it is studied all the same.
+
+    `learned_from` counts the real images of its training split, `tested` those of its test split. Of the leakage check
+    of both and of the kept synthetic images, `looked_at` counts pictures and `leaks` what spans splits, by kind.
+    """
 
     fold: int
     dataset: str
@@ -55,6 +64,10 @@ class FoldFacts(Record):
     problems: list[str]
     published: str | None
     critic: dict[str, float]  # what the critic reached on lesions of groups it did not learn from
+    learned_from: int = 0
+    tested: int = 0
+    looked_at: int = 0
+    leaks: dict[str, int] = Field(default={})
 
 
 class Claim(Record):
@@ -67,12 +80,31 @@ class Claim(Record):
 
 
 GAIN = "real + synthetic, gain"
-CLAIMS = (
-    Claim(measure="real or synthetic, AUC", arm="window", value=0.563, source="Wen et al. 2026, ResNet-101"),
-    Claim(measure="segmentation, mean Dice", arm=GAIN, value=0.026, source="Wen et al. 2026, U-Net F1"),
-    Claim(measure="segmentation, pixel F1", arm=GAIN, value=0.026, source="Wen et al. 2026, U-Net F1"),
-    Claim(measure="classification, AUC", arm=GAIN, value=0.06, source="Freiche et al. 2025"),
-)
+Subject = Literal["lesion", "head"]
+"""What the masks of a dataset outline."""
+
+CLAIMS: dict[Subject, tuple[Claim, ...]] = {
+    "lesion": (
+        Claim(measure="real or synthetic, AUC", arm="window", value=0.563, source="Wen et al. 2026, ResNet-101"),
+        Claim(measure="segmentation, mean Dice", arm=GAIN, value=0.026, source="Wen et al. 2026, U-Net F1"),
+        Claim(measure="segmentation, pixel F1", arm=GAIN, value=0.026, source="Wen et al. 2026, U-Net F1"),
+        Claim(measure="classification, AUC", arm=GAIN, value=0.06, source="Freiche et al. 2025"),
+    ),
+    "head": (
+        Claim(
+            measure="SAM, mean Dice",
+            arm="real + synthetic",
+            value=0.9466,
+            source="Wang et al. 2025, ViT-B, boxes from the ground truth, a Spanish cohort",
+        ),
+        Claim(
+            measure="SAM, mean Dice",
+            arm="real + synthetic",
+            value=0.9438,
+            source="Wang et al. 2025, the same, an African cohort",
+        ),
+    ),
+}
 
 
 class Study(Record):
@@ -85,7 +117,9 @@ class Study(Record):
     seeds: int
     facts: list[FoldFacts]
     estimates: list[Estimate]
-    to_beat: tuple[Claim, ...] = CLAIMS
+    subject: Subject = "lesion"
+    networks: list[str] = Field(default=[])  # of those whose weights others trained, or nobody: which they are
+    to_beat: tuple[Claim, ...] = CLAIMS["lesion"]
 
     def pooled(self) -> list[Estimate]:
         """The numbers over all folds."""
@@ -115,8 +149,6 @@ def rows(study: Study) -> list[tuple[str, ...]]:
 
 def markdown(study: Study) -> str:
     """The page of a study: what to read first, the tables, the folds, how to read it."""
-    notes = dict.fromkeys(f"- {e.measure}, {e.arm}: {e.note}" for e in study.pooled() if e.note)
-    claims = [f"- {claim.measure}, {claim.arm}: {claim.value:+g} ({claim.source})" for claim in study.to_beat]
     curves: list[str] = []
     for (measure, tested), estimates in study.curves().items():
         curves += [f"## {measure}, {tested}", "", _table(*grid(estimates)), ""]
@@ -135,15 +167,17 @@ def markdown(study: Study) -> str:
             "",
             "## Folds",
             "",
-            _table(FOLD_COLUMNS, fold_rows(study)),
+            _table(*about_folds(study)),
+            "",
+            leakage(study),
             "",
             "## Notes",
             "",
-            *notes,
+            *(f"- {note}" for note in notes(study)),
             "",
             "## To beat (published, protocols unclear)",
             "",
-            *claims,
+            *(f"- {claim}" for claim in claims(study)),
             "",
         ]
     )
@@ -153,11 +187,47 @@ def how_to_read(study: Study) -> str:
     """What the numbers are about, in words."""
     return (
         f"{study.folds} folds by group, up to {study.seeds} training(s) of every downstream network a fold. For each "
-        "fold a generator, its judges and every network were trained on the other groups alone; every number is about "
-        "the test groups of its fold, each group tested once, or about another dataset that nothing learned from "
-        "(external). Few real images are the same ones in every arm; but the generator of a fold had seen all its "
-        "training groups. All networks of a regime are trained for as many steps. Intervals: 95 %, bootstrap over "
-        "groups and, for downstream networks, over trainings."
+        f"fold a generator, its judges and every network were trained on the other groups alone{_learned(study)}; "
+        f"every number is about the {study.subject}s of the test groups of its fold, each group tested once, or about "
+        "another dataset that nothing learned from (external). Few real images are the same ones in every arm; but the "
+        "generator of a fold had seen all its training groups. All networks of a regime are trained for as many steps; "
+        "segmentation is by a residual U-Net. Intervals: 95 %, bootstrap over groups and, for downstream networks, "
+        "over trainings." + "".join(f" {sentence}." for sentence in study.networks)
+    )
+
+
+def _learned(study: Study) -> str:
+    counts = sorted({fact.learned_from for fact in study.facts if fact.learned_from})
+    return f" ({' or '.join(map(str, counts))} scans)" if counts else ""
+
+
+def notes(study: Study) -> list[str]:
+    """What numbers say of themselves."""
+    return list(dict.fromkeys(f"{e.measure}, {e.arm}: {e.note}" for e in study.pooled() if e.note))
+
+
+def claims(study: Study) -> list[str]:
+    """Published numbers, gains with their sign."""
+    return [
+        f"{claim.measure}, {claim.arm}: {claim.value:{'+g' if claim.arm == GAIN else 'g'}} ({claim.source})"
+        for claim in study.to_beat
+    ]
+
+
+def leakage(study: Study) -> str:
+    """What the leakage check of the folds found, in words; nothing where none was made."""
+    if not any(fact.looked_at for fact in study.facts):
+        return ""
+    found = [
+        f"fold {fact.fold}: {', '.join(f'{kind} {count}' for kind, count in fact.leaks.items())}"
+        for fact in study.facts
+        if fact.leaks
+    ]
+    looked = " and ".join(str(fact.looked_at) for fact in study.facts)
+    return (
+        f"Leakage: among {looked} pictures of the folds, real ones of all splits and kept synthetic ones, groups, "
+        "copies, neighbouring frames and ancestors of synthetic images were looked for that lie in more than one "
+        "split: " + (f"found {'; '.join(found)}. The numbers above are not to be trusted." if found else "none.")
     )
 
 
@@ -188,28 +258,42 @@ def grid(estimates: Sequence[Estimate]) -> tuple[list[str], list[list[str]]]:
 
 def about_synthetic(study: Study) -> tuple[list[str], list[list[str]]]:
     """The pooled numbers about the synthetic images themselves, without the columns in which no line says anything."""
-    lines = [_row(study, estimate) for estimate in study.pooled() if estimate.regime is None]
-    used = [at for at in range(len(COLUMNS)) if any(line[at] for line in lines)]
-    return [COLUMNS[at] for at in used], [[line[at] for at in used] for line in lines]
+    return _used(COLUMNS, [_row(study, estimate) for estimate in study.pooled() if estimate.regime is None])
 
 
-FOLD_COLUMNS = ("fold", "kept", "rejected", "critic, held-out AUC", "version, or why it was not published")
+FOLD_COLUMNS = (
+    "fold",
+    "scans learned from",
+    "scans tested",
+    "kept",
+    "rejected",
+    "critic, held-out AUC",
+    "version, or why it was not published",
+)
 
 
-def fold_rows(study: Study) -> list[tuple[str, ...]]:
-    """What became of each fold's dataset, in `FOLD_COLUMNS`."""
-    return [
+def about_folds(study: Study) -> tuple[list[str], list[list[str]]]:
+    """What became of each fold's dataset, without the columns in which no line says anything."""
+    lines = [
         (
             str(fact.fold),
+            str(fact.learned_from or ""),
+            str(fact.tested or ""),
             f"{fact.kept} of {fact.planned}",
             ", ".join(f"{name} {count}" for name, count in fact.rejected.items()) or "none",
             f"{fact.critic['auc']:.3f} on {fact.critic['n_real']:.0f} + {fact.critic['n_generated']:.0f}"
             if "auc" in fact.critic
-            else "none",
+            else "",
             fact.published or "; ".join(fact.problems) or "nothing kept",
         )
         for fact in study.facts
     ]
+    return _used(FOLD_COLUMNS, lines)
+
+
+def _used(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    used = [at for at in range(len(columns)) if any(line[at] for line in lines)]
+    return [columns[at] for at in used], [[line[at] for at in used] for line in lines]
 
 
 def _row(study: Study, estimate: Estimate) -> tuple[str, ...]:
@@ -236,7 +320,9 @@ def _row(study: Study, estimate: Estimate) -> tuple[str, ...]:
 
 
 def _arm_name(estimate: Estimate) -> str:
-    return estimate.arm if estimate.over is None else f"{estimate.arm}, gain"
+    if estimate.over is None:
+        return estimate.arm
+    return f"{estimate.arm}, {'difference' if estimate.less_is_better else 'gain'}"
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -8,14 +8,16 @@ from markupsafe import Markup
 
 from tasks.report import curves
 from tasks.report.study import (
-    FOLD_COLUMNS,
     Estimate,
     Study,
+    about_folds,
     about_synthetic,
+    claims,
     findings,
-    fold_rows,
     grid,
     how_to_read,
+    leakage,
+    notes,
 )
 
 TEMPLATES = Path(__file__).parent
@@ -48,10 +50,10 @@ def render(study: Study) -> str:
         legend=colors,
         panels=[_panel(title, found, colors) for title, found in study.curves().items()],
         others=about_synthetic(study),
-        fold_columns=FOLD_COLUMNS,
-        folds=fold_rows(study),
-        notes=list(dict.fromkeys(f"{e.measure}, {e.arm}: {e.note}" for e in study.pooled() if e.note)),
-        claims=[f"{c.measure}, {c.arm}: {c.value:+g} ({c.source})" for c in study.to_beat],
+        folds=about_folds(study),
+        leakage=leakage(study),
+        notes=notes(study),
+        claims=claims(study),
     )
 
 
@@ -70,10 +72,15 @@ def _panel(title: tuple[str, str], found: Sequence[Estimate], colors: dict[str, 
     return Panel(
         title=name,
         arms=_chart(name, measure, absolute, colors),
-        gains=_chart(f"{name}: gain over {gained[0].over}", "gain", gained, colors) if gained else None,
+        gains=_gains(name, gained, colors) if gained else None,
         columns=columns,
         lines=lines,
     )
+
+
+def _gains(name: str, found: Sequence[Estimate], colors: dict[str, int]) -> Markup | None:
+    unit = "difference" if found[0].less_is_better else "gain"
+    return _chart(f"{name}: {unit} over {found[0].over}", unit, found, colors)
 
 
 def _chart(title: str, unit: str, found: Sequence[Estimate], colors: dict[str, int]) -> Markup | None:

@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from storage.records import Record, Scan
 from tasks.imaging import Mask
+from tasks.imaging import ellipse as ellipses
 from tasks.sources import files
 
 LICENCE = "CC BY 4.0"
@@ -142,30 +143,8 @@ def fill_outline(outline: Mask) -> Mask:
 
 
 def _fitted_ellipse(outline: Mask) -> Mask:
-    """Least-squares ellipse through the outline's pixels, filled; empty where they lie on none.
-
-    Halir and Flusser, "Numerically stable direct least squares fitting of ellipses", 1998.
-    """
-    empty = np.zeros_like(outline)
-    y, x = np.nonzero(outline)
-    if len(x) < 12:
-        return empty
-    centre, spread = np.array([x.mean(), y.mean()]), max(x.std(), y.std(), 1.0)
-    u, v = (x - centre[0]) / spread, (y - centre[1]) / spread
-    quadratic = np.stack([u * u, u * v, v * v], axis=1)
-    linear = np.stack([u, v, np.ones_like(u)], axis=1)
-    mixed, scatter = quadratic.T @ linear, linear.T @ linear
-    if np.linalg.cond(scatter) > 1e10:
-        return empty
-    back = -np.linalg.solve(scatter, mixed.T)
-    reduced = np.array([[0, 0, 0.5], [0, -1, 0], [0.5, 0, 0]]) @ (quadratic.T @ quadratic + mixed @ back)
-    vectors = np.real(np.linalg.eig(reduced).eigenvectors)
-    discriminant = 4 * vectors[0] * vectors[2] - vectors[1] ** 2
-    if not (discriminant > 0).any():
-        return empty
-    conic = vectors[:, int(discriminant.argmax())]
-    conic = np.concatenate([conic, back @ conic]) * np.sign(conic[0])
-    rows, columns = np.indices(outline.shape)
-    u, v = (columns - centre[0]) / spread, (rows - centre[1]) / spread
-    a, b, c, d, e, f = conic
-    return a * u * u + b * u * v + c * v * v + d * u + e * v + f <= 0
+    """Least-squares ellipse through the outline's pixels, filled; empty where they lie on none."""
+    try:
+        return ellipses.fitted(np.argwhere(outline).astype(np.float64)).filled(outline.shape)
+    except ValueError:
+        return np.zeros_like(outline)

@@ -14,7 +14,7 @@ from pydantic import Field
 from tasks.imaging import Grey
 from tasks.synthesis.draft import Draft, Tools, noise_seed
 from tasks.synthesis.redraw import Job, Sampling, redraw
-from tasks.synthesis.tissue import outside_picture
+from tasks.synthesis.tissue import in_black, outside_picture
 
 STAGE_NUMBER = 4
 HEALTHY = "normal"
@@ -77,8 +77,7 @@ def _job(draft: Draft) -> Job:
 
 
 def _finish(params: Params, draft: Draft, drawn: Grey) -> Draft:
-    # The autoencoder turns black into nearly black; real pictures end in black.
-    image: Grey = np.where(outside_picture(drawn), 0, drawn).astype(np.uint8)
+    image = in_black(drawn)
     lineage = {
         **draft.lineage,
         "background_strength": params.strength,

@@ -32,8 +32,9 @@ class Draft:
 
     `image` starts as `background`; both are (H, W), H = W. `mask` is the lesion, `region` the pixels in which
     `image` may differ from `background`, None where it is drawn whole: `background` is then black, of no kind and
-    without an id. `attributes` are words of the prompt beside organ and label. `lineage` holds what
-    `storage.records.LINEAGE_FIELDS` names.
+    without an id. `attributes` are words of the prompt beside organ and label. `point` is where the sample lies in its
+    label's share of the plan, 0 to 1: evenly spread over any prefix of it, so quotas read from it are kept by any
+    prefix, too. `lineage` holds what `storage.records.LINEAGE_FIELDS` names.
     `failure` says why a sample could not be made; such a draft passes through later stages unchanged.
     """
 
@@ -50,7 +51,7 @@ class Draft:
     mask: Mask | None = None
     region: Mask | None = None
     attributes: tuple[str, ...] = ()
-    head_circumference_mm: float | None = None
+    point: float = 0.5
     lineage: Mapping[str, object] = field(default_factory=lambda: dict[str, object]())
     failure: str | None = None
 

@@ -20,8 +20,8 @@ from tasks.imaging import Grey, Mask, dilate
 from tasks.synthesis import posterior, seams
 from tasks.synthesis.diffusion import window
 from tasks.synthesis.draft import Draft, Tools, noise_seed, rng_of
-from tasks.synthesis.layout import outside_picture
 from tasks.synthesis.redraw import Job, Sampling, changed_outside, composite, reconstruct, redraw
+from tasks.synthesis.tissue import outside_picture
 
 STAGE_NUMBER = 3
 _GREY_PER_DB = 255 / 60  # pictures show about 60 dB in 256 grey levels

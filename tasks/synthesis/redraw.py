@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from storage.records import Record
 from tasks.imaging import Grey, Mask
-from tasks.synthesis.diffusion import latents, sample, window
+from tasks.synthesis.diffusion import latents, sample, solver, window
 from tasks.synthesis.draft import Tools
 
 
@@ -19,7 +19,7 @@ class Sampling(Record):
     """How a stage that draws samples from the diffusion model."""
 
     steps: int = Field(default=20, ge=1, le=1000, description="Denoising steps of DPM-Solver++")
-    spacing: sample.Spacing = Field(
+    spacing: solver.Spacing = Field(
         default="uniform",
         description="Noise levels of the steps: uniform in time, or as Karras et al. space them, denser where little "
         "noise is left",
@@ -46,7 +46,7 @@ class Sampling(Record):
         spaced = "" if self.spacing == "uniform" else f", {self.spacing}"
         everywhere = self.guidance == 1 or (self.guidance_from, self.guidance_until) == (0, 1)
         guided = "" if everywhere else f", guided {self.guidance_from:g} to {self.guidance_until:g}"
-        return sample.SAMPLER + spaced + guided
+        return solver.SAMPLER + spaced + guided
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,24 @@ def candidates(
 ) -> list[list[Grey]]:
     """As `redraw`, but all candidates of every job, or with `early` the one that was finished."""
     results: dict[int, list[Grey]] = {}
-    by_adapter: defaultdict[bytes | None, list[int]] = defaultdict(list)
-    for number, job in enumerate(jobs):
-        by_adapter[tools.adapters.get(job.label)].append(number)
-    for adapter, numbers in by_adapter.items():
-        for start in range(0, len(numbers), tools.batch):
-            batch = numbers[start : start + tools.batch]
-            drawn = _draw({number: jobs[number] for number in batch}, adapter, sampling, strength, tools, early)
-            for number, images in drawn.items():
-                results[number] = images
-                finished(number)
+    for adapter, batch in batches([job.label for job in jobs], tools):
+        drawn = _draw({number: jobs[number] for number in batch}, adapter, sampling, strength, tools, early)
+        for number, images in drawn.items():
+            results[number] = images
+            finished(number)
     return [results[number] for number in range(len(jobs))]
+
+
+def batches(labels: Sequence[str], tools: Tools) -> list[tuple[bytes | None, list[int]]]:
+    """Batches of what has these labels, by place, each with the adapter that draws it; one adapter after the other."""
+    places: defaultdict[bytes | None, list[int]] = defaultdict(list)
+    for place, label in enumerate(labels):
+        places[tools.adapters.get(label)].append(place)
+    return [
+        (adapter, of[start : start + tools.batch])
+        for adapter, of in places.items()
+        for start in range(0, len(of), tools.batch)
+    ]
 
 
 def reconstruct(jobs: Sequence[Job], tools: Tools, precision: sample.Precision = "fp32") -> list[Grey]:

@@ -15,7 +15,7 @@ from scipy import ndimage
 from tasks.imaging import Grey, Mask
 from tasks.synthesis import posterior
 from tasks.synthesis.diffusion.lora import Example, LoraParams
-from tasks.synthesis.layout import outside_picture
+from tasks.synthesis.tissue import outside_picture
 
 Levels = NDArray[np.floating]
 

@@ -7,11 +7,9 @@ An outline is taken apart into what radiologists name apart (ACR BI-RADS, 5th ed
 - **lobes**: the low Fourier modes of the log radius over the angle, once size and second moments are taken out;
 - **margin**: the energy of the high modes, "circumscribed" to "spiculated" as far as a mask can tell.
 
-The model of a class is a Gaussian copula over these numbers: every number keeps the distribution that the
-training masks show, their dependence is a correlation matrix shrunk towards none (Chen et al., "Shrinkage
-Algorithms for MMSE Covariance Estimation", 2010), so that a few dozen masks will do. A lesion and its mirror
-image are equally likely. The radius is read from the mask's centroid, the outermost crossing where a ray meets
-the outline more than once: 98 % of BUSI's masks at 128 px overlap with their own outline by 0.9 or more.
+The model of a class is a Gaussian copula over these numbers. A lesion and its mirror image are equally likely. The
+radius is read from the mask's centroid, the outermost crossing where a ray meets the outline more than once: 98 % of
+BUSI's masks at 128 px overlap with their own outline by 0.9 or more.
 """
 
 from collections.abc import Sequence
@@ -20,9 +18,11 @@ from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, special
+from scipy import ndimage
 
 from tasks.imaging import Mask
+from tasks.synthesis import copula
+from tasks.synthesis.copula import Copula
 from tasks.synthesis.tissue import Place
 
 Margin = Literal["circumscribed", "microlobulated", "spiculated"]
@@ -103,13 +103,11 @@ class Margins:
 class Model:
     """What outlines of a class look like.
 
-    `values` (D, N) holds the sorted training values of every number, `factor` (D, D) the Cholesky factor of
-    their correlation as normal scores, `power` (HIGH - LOW,) how the margin's energy spreads over its modes,
+    `numbers` is their joint distribution, `power` (HIGH - LOW,) how the margin's energy spreads over its modes,
     `placed` whether depth and place across are among the numbers.
     """
 
-    values: NDArray[np.float64]
-    factor: NDArray[np.float64]
+    numbers: Copula
     power: NDArray[np.float64]
     margins: Margins
     placed: bool
@@ -199,19 +197,12 @@ def learn(examples: Sequence[Example], margins: Margins) -> Model:
         )
     placed = all(example.place is not None for example in examples)
     rows = np.array([_numbers(example, mirrored, placed) for example in examples for mirrored in (False, True)])
-    count = len(rows)
-    ranks = np.argsort(np.argsort(rows, axis=0, kind="stable"), axis=0)
-    scores = special.ndtri((ranks + 0.5) / count)
-    correlation: NDArray[np.float64] = np.eye(rows.shape[1])
     # Lobes have signs, and a mirror image: they go with size, margin and place in strength at most.
     lobes = (np.arange(rows.shape[1]) >= _SCALARS) & (np.arange(rows.shape[1]) < _SCALARS + 2 * LOW)
-    for block in (np.flatnonzero(lobes), np.flatnonzero(~lobes)):
-        found = np.corrcoef(scores[:, block], rowvar=False)
-        correlation[np.ix_(block, block)] = _shrunk(found, len(examples))
+    numbers = copula.learn(rows, len(examples), (np.flatnonzero(lobes), np.flatnonzero(~lobes)))
     energy = np.mean([np.abs(example.outline.modes[LOW + 1 :]) ** 2 for example in examples], axis=0)
     power = energy / max(float(energy.sum()), 1e-12)
-    factor = np.linalg.cholesky(correlation).astype(np.float64)
-    return Model(np.sort(rows, axis=0).T, factor, power, margins, placed)
+    return Model(numbers, power, margins, placed)
 
 
 def draw(
@@ -219,10 +210,7 @@ def draw(
 ) -> Drawn | None:
     """A new outline, of this margin and orientation where they are given; None if the class shows no such one."""
     for _ in range(64):
-        shares = special.ndtr(model.factor @ rng.standard_normal(len(model.factor)))
-        count = model.values.shape[1]
-        places = np.clip(shares * count - 0.5, 0, count - 1)
-        numbers = np.array([np.interp(p, np.arange(count), v) for p, v in zip(places, model.values, strict=True)])
+        numbers = copula.draw(model.numbers, rng)
         roughness = max(0.0, float(np.exp(numbers[3])) - _ROUGHNESS_OFFSET)
         low, high = (-np.inf, np.inf) if margin is None else model.margins.bounds(margin)
         lies: Orientation = "parallel" if numbers[1] >= 0 else "not parallel"
@@ -251,6 +239,12 @@ def tight(mask: Mask) -> Mask:
     if not len(rows):
         return np.zeros((2, 2), np.bool_)
     return np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
+
+
+def is_whole(mask: Mask) -> bool:
+    """Whether a mask is large enough and not cut off by the image's edge, which leaves straight sides."""
+    inside = mask[1:-1, 1:-1]
+    return int(inside.sum()) >= SMALLEST_PX and int(inside.sum()) == int(mask.sum())
 
 
 def _modes(shape: Mask) -> tuple[NDArray[np.float64], NDArray[np.complex128]]:
@@ -314,12 +308,3 @@ def _numbers(example: Example, mirrored: bool, placed: bool) -> NDArray[np.float
     ]
     where = [example.place.depth, side * example.place.lateral] if placed and example.place else []
     return np.concatenate([scalars, modes.real, modes.imag, where])
-
-
-def _shrunk(correlation: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Oracle-approximating shrinkage of a correlation matrix of `count` independent rows towards none."""
-    size = len(correlation)
-    squares = float((correlation**2).sum())
-    weight = ((1 - 2 / size) * squares + size**2) / ((count + 1 - 2 / size) * (squares - size))
-    weight = min(1.0, max(0.02, weight))
-    return (1 - weight) * correlation + weight * np.eye(size)

@@ -32,6 +32,11 @@ def outside_picture(image: Grey) -> Mask:
     return np.isin(parts, np.unique(at_border[at_border > 0]))
 
 
+def in_black(drawn: Grey) -> Grey:
+    """A picture that was drawn whole, its surroundings as black as a scan's: decoders turn black into nearly black."""
+    return np.where(outside_picture(drawn), 0, drawn).astype(np.uint8)
+
+
 def relative_depth(image: Grey) -> NDArray[np.float32]:
     """Depth of every pixel between the surface of its column, 0, and the picture's lowest row, 1."""
     inside = ~outside_picture(image)

@@ -1,12 +1,13 @@
-"""A random diffusion model in Stable Diffusion's folder layout, a few hundred kilobytes large."""
+"""Random diffusion models in Stable Diffusion's folder layout, a few hundred kilobytes large."""
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -18,8 +19,14 @@ def make_base(
     prediction: Literal["epsilon", "v_prediction"] = "epsilon",
     px: int = 32,
     seed: int = 0,
+    generation: Literal[1, 2] = 1,
 ) -> Path:
-    """Write `folder` and return it. `channels` is 4 (text to image) or 9 (inpainting); latents are px / 4."""
+    """Write `folder` and return it.
+
+    `channels` is 4 (text to image) or 9 (inpainting); latents are px / 4. As in Stable Diffusion 2.x, the second
+    `generation` has a wider text encoder, linear projections around attention, and its own heads in each block.
+    """
+    width = 16 if generation == 1 else 24
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vae = AutoencoderKL(
@@ -39,14 +46,15 @@ def make_base(
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,
-            attention_head_dim=4,
-            cross_attention_dim=16,
+            attention_head_dim=4 if generation == 1 else (2, 4),
+            use_linear_projection=generation == 2,
+            cross_attention_dim=width,
             norm_num_groups=4,
         )
         letters = make_tokenizer(folder / "tokenizer")
         text = CLIPTextConfig(
             vocab_size=letters,
-            hidden_size=16,
+            hidden_size=width,
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
@@ -83,6 +91,93 @@ def make_base(
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def make_controlnet(folder: Path, text_width: int = 16, seed: int = 5) -> Path:
+    """Write a ControlNet for the bases of `make_base`, one that has learned: its last convolutions are not zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        controlnet = ControlNetModel(
+            in_channels=4,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            conditioning_embedding_out_channels=(8, 8, 8),
+            layers_per_block=1,
+            attention_head_dim=4,
+            cross_attention_dim=text_width,
+            norm_num_groups=4,
+        )
+        last = [controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_mid_block]
+        for convolution in [*last, *controlnet.controlnet_down_blocks]:
+            torch.nn.init.normal_(convolution.weight, std=0.5)
+    controlnet.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def in_halves(folder: Path) -> Path:
+    """Keep the weights in half precision alone, under the names that diffusers and transformers give those."""
+    for part, kind in _MODELS.items():
+        (whole,) = (folder / part).glob("*.safetensors")
+        model = kind.from_pretrained(folder / part).half()
+        whole.unlink()
+        model.save_pretrained(folder / part, safe_serialization=True, variant="fp16")
+    return folder
+
+
+def in_shards(folder: Path) -> Path:
+    """Spread the weights of each model over several files and an index."""
+    for part, kind in _MODELS.items():
+        (whole,) = (folder / part).glob("*.safetensors")
+        model = kind.from_pretrained(folder / part)
+        size = whole.stat().st_size // 3
+        whole.unlink()
+        model.save_pretrained(folder / part, safe_serialization=True, max_shard_size=size)
+    return folder
+
+
+def as_published(folder: Path) -> Path:
+    """Give a folder what is particular to Stable Diffusion 1.5 as it was published in 2022: settings that were not
+    written down yet, older names of tensors, a scheduler for sampling, a safety checker."""
+    _edit(folder / "vae" / "config.json", scaling_factor=None)
+    _edit(folder / "unet" / "config.json", use_linear_projection=None)
+    _edit(
+        folder / "scheduler" / "scheduler_config.json",
+        _class_name="PNDMScheduler",
+        prediction_type=None,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+    )
+    _edit(
+        folder / "model_index.json",
+        scheduler=["diffusers", "PNDMScheduler"],
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+    )
+    older = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    _rename(folder / "vae" / "diffusion_pytorch_model.safetensors", older)
+    text = folder / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in load_file(text).items()}
+    named["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(named, text, metadata={"format": "pt"})
+    return folder
+
+
+_MODELS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+
+
+def _edit(file: Path, **changes: object) -> None:
+    """Change fields of a JSON file; None takes one away."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def _rename(file: Path, names: dict[str, str]) -> None:
+    renamed: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(file).items():
+        for new, old in names.items():
+            name = name.replace(new, old)
+        renamed[name] = weight
+    save_file(renamed, file, metadata={"format": "pt"})
 
 
 def make_tokenizer(folder: Path) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tasks.imaging import Grey, Mask
+from tasks.plan import GOLDEN
 from tasks.synthesis import Donor, Draft
 
 SKIN = 4
@@ -46,6 +47,7 @@ def drafts(count: int, background: Grey, label: str = "benign") -> list[Draft]:
             pixel_mm=None,
             group="patient-1",
             image=background,
+            point=(number + 0.5) * GOLDEN % 1.0,
         )
         for number in range(count)
     ]

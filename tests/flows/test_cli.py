@@ -28,6 +28,8 @@ def sonoforge(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Com
         "verify",
         "train-base",
         "study",
+        "lock",
+        "memorisation",
         "ablate",
         "score",
         "copies",

@@ -50,8 +50,15 @@ def test_the_digest_ignores_where_a_build_runs_and_where_its_scans_lie(tmp_path:
 
 
 def test_where_weights_lie_is_nobody_elses_business(tmp_path: Path) -> None:
-    private = content(extractor={"weights": str(tmp_path / "private.safetensors")})
-    assert str(tmp_path) not in str(parse(private).published())
+    (tmp_path / "base").mkdir()
+    private = content(extractor={"weights": str(tmp_path / "private.safetensors")}, base=str(tmp_path / "base"))
+    private |= {
+        "controlnet": {"start": str(tmp_path / "base")},
+        "stages": [{"stage": "segmentation"}, {"stage": "picture"}],
+    }
+    published = parse(private).published()
+    assert str(tmp_path) not in str(published)
+    assert published["base"] == "base"
 
 
 def test_an_unknown_field_is_refused_with_the_nearest() -> None:

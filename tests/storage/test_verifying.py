@@ -241,8 +241,20 @@ def test_columns_of_other_types_and_missing_columns_are_found(tmp_path: Path) ->
 
 
 def test_a_version_from_before_a_column_of_lineage_was_known_is_sound(tmp_path: Path) -> None:
-    rows = table(24).drop_columns(["levels_id", "decoder_digest", "margin"])
+    rows = table(24).drop_columns(
+        ["levels_id", "decoder_digest", "margin", "controlnet_digest", "head_circumference_mm"]
+    )
     assert _problems(tmp_path, rows=rows) == []
+
+
+def test_pictures_that_were_drawn_whole_need_no_background_region_or_mask(tmp_path: Path) -> None:
+    def whole(rows: Rows) -> None:
+        for number, row in enumerate(rows):
+            row |= dict.fromkeys(("background_id", "background_kind", "region", "outside_changed_px"))
+            if number % 2:
+                row |= dict.fromkeys(("mask", "mask_id"))
+
+    assert _problems(tmp_path, rows=_changed_rows(whole)) == []
 
 
 def _changed_rows(change: Any) -> pa.Table:

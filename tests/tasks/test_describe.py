@@ -3,13 +3,15 @@ from pathlib import Path
 
 import pytest
 
+from storage import weights
 from storage.records import Ref, Written
 from tasks import describe
 from tasks.curate import Curation
 from tasks.documents.licences import Licensed
 from tasks.quality.thresholds import Threshold
 from tasks.sources import busi, folder, phantom
-from tests.fakes.base import make_base
+from tasks.synthesis.diffusion import controlnet
+from tests.fakes.base import make_base, make_controlnet
 from tests.fakes.samples import SCORES
 from tests.tasks.documents import described
 
@@ -102,9 +104,21 @@ def test_ingredients_are_what_was_trained_and_where_it_lies(base: Path) -> None:
     assert found[2].sha256 == "ad" * 32
 
 
+def test_a_controlnet_that_others_trained_counts_with_its_licence_and_digest(base: Path, tmp_path: Path) -> None:
+    start = make_controlnet(tmp_path / "sketch")
+    (start / "README.md").write_text("---\nlicense: openrail\n---\n")
+    assert describe.licensed(phantom.Params(), "embedded", str(start))[-1] == Licensed(
+        name="ControlNet sketch", licence="openrail"
+    )
+    scans = Ref(key="builds/ingest/ef/scans.parquet", sha256="5c" * 32, rows=9)
+    named = {item.name: item for item in describe.ingredients(scans, str(base), {}, start=str(start))}
+    assert named["controlnet start"].sha256 == weights.digest(start, controlnet.LAYOUT)
+    assert named["controlnet start"].uri is None  # a folder of this machine
+
+
 def test_no_password_of_a_bases_address_is_told() -> None:
     address = "s3://AKIAEXAMPLE:hunter2@bucket/models/base?token=hunter2"
-    assert describe._shown(address) == describe._base_uri(address) == "s3://bucket/models/base"
+    assert describe._base_uri(address) == "s3://bucket/models/base"
 
 
 def test_phantoms_and_the_embedded_base_are_apache() -> None:

@@ -96,3 +96,13 @@ def test_a_single_real_image_is_refused(tmp_path: Path):
     shards = [stored(store, "made", MADE, 0, None)]
     with pytest.raises(ValueError, match="1 real and 15 synthetic"):
         detect_synthetic.fn(str(tmp_path), shards, scans, ["benign"], PARAMS, 0)
+
+
+def test_a_picture_that_was_drawn_without_a_mask_is_judged_with_a_blank_one() -> None:
+    image = {"bytes": encode_grey(MADE.images[0]), "path": None}
+    drawn = {"bytes": encode_mask(MADE.masks[0]), "path": None}
+    rows = [{"image": image, "mask": mask, "label": "benign", "group": "g"} for mask in (drawn, None)]
+    found = detect.pictures_of_rows([*rows, rows[1] | {"mask": {"bytes": None, "path": None}}])
+    np.testing.assert_array_equal(found.masks[0], MADE.masks[0])
+    assert not found.masks[1:].any()
+    assert found.masks.shape == found.images.shape

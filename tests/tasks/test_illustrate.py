@@ -138,6 +138,15 @@ def test_the_nearest_training_image_is_found_and_no_other_split_is_looked_at(tmp
     assert illustrate.originals(store, ref, [], shown=True) == []
 
 
+def test_pictures_that_were_drawn_whole_are_compared_whole(tmp_path: Path) -> None:
+    store, key = Store(tmp_path), "builds/ingest/x/scans.parquet"
+    scans = [_lesion(seed) for seed in range(1, 20)]
+    ref = Ref(key=key, sha256=store.put_table(key, pa.Table.from_pylist(scans, schema=SCAN_SCHEMA)))
+    (found,) = illustrate.originals(store, ref, [_sample(scans[4], id="copy", mask=None)], shown=True, whole=True)
+    assert found.scan_id == "scan-005"
+    assert found.similarity > 0.999
+
+
 @pytest.mark.parametrize(
     ("name", "licence", "shown"),
     [

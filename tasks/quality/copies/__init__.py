@@ -1,7 +1,15 @@
 """Is this picture, or this lesion, one of the training set? `Index` finds whole pictures and parts of them by their
 speckle, `nearest` compares lesion squares."""
 
-from tasks.quality.copies.lesions import LESION_COPY, Nearest, nearest, nearest_similarity, nearest_texture, textures
+from tasks.quality.copies.lesions import (
+    LESION_COPY,
+    Nearest,
+    nearest,
+    nearest_similarity,
+    nearest_texture,
+    picture_similarity,
+    textures,
+)
 from tasks.quality.copies.pictures import COPY, SAME, Index, Match
 
 __all__ = [
@@ -14,5 +22,6 @@ __all__ = [
     "nearest",
     "nearest_similarity",
     "nearest_texture",
+    "picture_similarity",
     "textures",
 ]

@@ -2,10 +2,10 @@
 
 The staged route paints into real backgrounds, so whole images always resemble a training image; what must
 not be a copy is the lesion. Squares around lesions are compared after the slow shading that all lesions share
-(dark centre, bright rim) is taken out.
+(dark centre, bright rim) is taken out. Pictures that are drawn whole are compared whole as well, in the same way.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -77,6 +77,15 @@ def textures(images: Grey, masks: Mask) -> Textures:
 def nearest_similarity(evidence: Evidence) -> NDArray[np.float32]:
     """Correlation of each lesion with the training lesion it resembles most; NaN where there is none."""
     return nearest(evidence.scored, evidence.train).similarity
+
+
+def picture_similarity(evidence: Evidence) -> NDArray[np.float32]:
+    """Correlation of each whole picture with the training picture it resembles most; NaN where there is none."""
+    return nearest(_whole(evidence.scored), _whole(evidence.train)).similarity
+
+
+def _whole(pictures: Pictures) -> Pictures:
+    return replace(pictures, masks=np.ones_like(pictures.masks))
 
 
 def _posed(squares: Textures, zoom: float, degrees: float) -> Textures:

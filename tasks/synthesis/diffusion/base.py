@@ -4,40 +4,39 @@ The embedded base has the same layout as Stable Diffusion 1.5, only smaller, so 
 Weights are read from safetensors only: a pickle runs whatever it likes when it is opened.
 """
 
-import hashlib
-import json
-import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import fsspec
 import torch
 import yaml
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from storage import weights
+
 EMBEDDED = Path(__file__).resolve().parents[3] / "models" / "sonoforge-base"
 """The base that ships with the repository; a recipe names it "embedded"."""
 
-WEIGHTS: Mapping[str, str] = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-"""The weight file of each component, in half precision also as `<stem>.fp16.safetensors`."""
-
-_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
-_FOREIGN = {"transformer", "text_encoder_2", "text_encoder_3", "image_encoder", "prior"}
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_LAYOUT = (
-    "a folder in diffusers' Stable Diffusion layout: model_index.json, unet/, vae/, text_encoder/, "
-    "tokenizer/, scheduler/, weights as .safetensors"
+LAYOUT = weights.Layout(
+    kind="base",
+    expected="a folder in diffusers' Stable Diffusion layout: model_index.json, unet/, vae/, text_encoder/, "
+    "tokenizer/, scheduler/, weights as .safetensors",
+    models={
+        "unet": ("diffusion_pytorch_model", "UNet2DConditionModel"),
+        "vae": ("diffusion_pytorch_model", "AutoencoderKL"),
+        "text_encoder": ("model", "CLIPTextModel"),
+    },
+    others=("model_index.json", "tokenizer/*.json", "tokenizer/*.txt", "scheduler/*.json"),
 )
+
+_FOREIGN = {"transformer", "text_encoder_2", "text_encoder_3", "image_encoder", "prior"}
+_TOKENIZER = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+"""Either of them makes a CLIP tokenizer."""
 
 
 _loading = threading.Lock()
@@ -78,16 +77,12 @@ def load(path_or_id: str) -> Base:
 
 def locate(path_or_id: str) -> Path:
     """The local folder of a base, fetched first where it lives elsewhere, and checked to be one of ours."""
-    if path_or_id == "embedded":
-        folder = EMBEDDED
-    elif "://" in path_or_id:
-        folder = _fetch(path_or_id)
-    elif Path(path_or_id).expanduser().exists():
-        folder = Path(path_or_id).expanduser().resolve()
-    elif path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") != 1:
-        raise ValueError(f"base {path_or_id!r}: no such folder; expected {_LAYOUT}, an s3 URL or a hub id")
-    else:
-        folder = _hub(path_or_id)
+    if path_or_id.endswith((".safetensors", ".ckpt")):
+        raise ValueError(
+            f"base {path_or_id!r} is one file; expected {LAYOUT.expected}. diffusers makes one of the other: "
+            f"StableDiffusionPipeline.from_single_file({path_or_id!r}).save_pretrained(FOLDER)"
+        )
+    folder = EMBEDDED if path_or_id == "embedded" else weights.fetch(path_or_id, LAYOUT)
     check(folder, path_or_id)
     return folder
 
@@ -95,12 +90,11 @@ def locate(path_or_id: str) -> Path:
 def check(folder: Path, name: str = "") -> None:
     """Refuse, saying why, a folder that is not a Stable Diffusion model with safetensors weights."""
     name = name or str(folder)
-    index_file = folder / "model_index.json"
-    if not index_file.is_file():
-        if (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
-            raise ValueError(f"base {name!r} holds a single model, no pipeline; expected {_LAYOUT}")
-        raise ValueError(f"base {name!r}: {folder} has no model_index.json; expected {_LAYOUT}")
-    index = _json(index_file, name)
+    if not (folder / "model_index.json").is_file() and (
+        (folder / "config.json").is_file() or any(folder.glob("*.safetensors"))
+    ):
+        raise ValueError(f"base {name!r} holds a single model, no pipeline; expected {LAYOUT.expected}")
+    index = weights.read_json(folder, "model_index.json", name, LAYOUT)
     kind = str(index.get("_class_name", "nothing"))
     foreign = sorted(_FOREIGN & _named(index))
     other = kind.startswith(("StableDiffusionXL", "StableDiffusion3"))
@@ -110,11 +104,32 @@ def check(folder: Path, name: str = "") -> None:
             f"base {name!r} is a {kind}{also}; expected the Stable Diffusion 1.x/2.x architecture "
             "(one UNet2DConditionModel, one CLIP text encoder, one AutoencoderKL)"
         )
-    for component, weights in WEIGHTS.items():
-        _check_component(folder / component, component, weights, name)
-    for component in ("tokenizer", "scheduler"):
-        if not (folder / component).is_dir():
-            raise ValueError(f"base {name!r} has no {component}/ folder; expected {_LAYOUT}")
+    weights.check(folder, LAYOUT, name)
+    weights.read_json(folder, "scheduler/scheduler_config.json", name, LAYOUT)
+    there = {file.name for file in (folder / "tokenizer").glob("*")}
+    if not any(files <= there for files in _TOKENIZER):
+        raise ValueError(
+            f"base {name!r}: tokenizer/ holds {', '.join(sorted(there)) or 'nothing'}; expected tokenizer.json, or "
+            "vocab.json and merges.txt"
+        )
+    _check_fit(folder, name)
+
+
+def _check_fit(folder: Path, name: str) -> None:
+    """Refuse parts that do not belong together: of two models, or of one that was changed."""
+    unet, vae, text = (
+        weights.read_json(folder, f"{part}/config.json", name, LAYOUT) for part in ("unet", "vae", "text_encoder")
+    )
+    pairs = (
+        ("cross_attention_dim", unet.get("cross_attention_dim"), "text_encoder is", text.get("hidden_size")),
+        ("out_channels", unet.get("out_channels"), "vae has latent_channels", vae.get("latent_channels")),
+    )
+    for field, found, where, expected in pairs:
+        if None not in (found, expected) and found != expected:
+            raise ValueError(
+                f"base {name!r}: its parts do not belong together: the unet's {field} is {found}, but its {where} "
+                f"{expected}; copy all parts of one model"
+            )
 
 
 def licence(path: Path) -> str:
@@ -143,34 +158,17 @@ def licence(path: Path) -> str:
 
 def digest(path: Path) -> str:
     """sha256 over the relative paths and bytes of what `load` reads from a base folder."""
-    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _files(path))
-    return _digest(path, stamp)
-
-
-@lru_cache(maxsize=8)
-def _digest(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    total = hashlib.sha256()
-    for file, _, _ in stamp:
-        with Path(file).open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{Path(file).relative_to(path).as_posix()} {content}\n".encode())
-    return total.hexdigest()
+    return weights.digest(path, LAYOUT)
 
 
 @lru_cache(maxsize=2)
 def _load(folder: Path, content: str) -> Base:
-    unet = UNet2DConditionModel.from_pretrained(
-        folder / "unet", use_safetensors=True, variant=_variant(folder / "unet"), torch_dtype=torch.float32
-    )
-    vae = AutoencoderKL.from_pretrained(
-        folder / "vae", use_safetensors=True, variant=_variant(folder / "vae"), torch_dtype=torch.float32
-    )
-    text_encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder",
-        use_safetensors=True,
-        variant=_variant(folder / "text_encoder"),
-        dtype=torch.float32,
-    )
+    def stored(part: str) -> dict[str, Any]:
+        return {"use_safetensors": True, "variant": weights.variant(folder / part, LAYOUT.models[part][0])}
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, **stored("unet"))
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **stored("vae"))
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **stored("text_encoder"))
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for module in (unet, vae, text_encoder):
@@ -181,38 +179,11 @@ def _load(folder: Path, content: str) -> Base:
         unet=unet,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=_json(folder / "scheduler" / "scheduler_config.json", str(folder)),
+        scheduler_config=weights.read_json(folder, "scheduler/scheduler_config.json", str(folder), LAYOUT),
         digest=content,
         px=int(unet.config["sample_size"]) * downsampling,
         path=folder,
     )
-
-
-def _variant(component: Path) -> str | None:
-    """None where the plain weights are there, "fp16" where only `<stem>.fp16.safetensors` is."""
-    return "fp16" if all(".fp16." in file.name for file in component.glob("*.safetensors")) else None
-
-
-def _check_component(folder: Path, component: str, weights: str, name: str) -> None:
-    if not (folder / "config.json").is_file():
-        what = "UNet" if component == "unet" else component
-        raise ValueError(f"base {name!r} has no {what}: no {component}/config.json; expected {_LAYOUT}")
-    config = _json(folder / "config.json", name)
-    found = config.get("_class_name") or next(iter(_list(config.get("architectures"))), None)
-    if found is not None and found != _CLASSES[component]:
-        raise ValueError(
-            f"base {name!r}: its {component} is a {found}, another architecture; expected a {_CLASSES[component]}"
-        )
-    stem = weights.removesuffix(".safetensors")
-    if any(folder.glob(f"{stem}*.safetensors")):
-        return
-    pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-    if pickled:
-        raise ValueError(
-            f"base {name!r}: {component}/ holds pickled weights only ({', '.join(pickled)}), which run code "
-            "when opened; expected .safetensors (save_pretrained(..., safe_serialization=True) converts them)"
-        )
-    raise ValueError(f"base {name!r}: {component}/ has no weights; expected {component}/{weights}")
 
 
 def _named(index: Mapping[str, object]) -> set[str]:
@@ -222,79 +193,3 @@ def _named(index: Mapping[str, object]) -> set[str]:
 
 def _list(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else []
-
-
-def _json(file: Path, name: str) -> dict[str, object]:
-    if not file.is_file():
-        raise ValueError(f"base {name!r}: {file} is missing; expected {_LAYOUT}")
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"base {name!r}: {file} is no JSON object ({error}); copy it again") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    parts = [folder / part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")]
-    inside = [f for part in parts if part.is_dir() for f in part.rglob("*") if f.is_file()]
-    kept = [f for f in inside if f.suffix in {".json", ".safetensors", ".txt"}]
-    return sorted([folder / "model_index.json", *kept], key=lambda f: f.relative_to(folder).as_posix())
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "sonoforge" / "bases"
-
-
-def _fetch(url: str) -> Path:
-    """Copy a base from any fsspec URL into the user's cache; what is listed decides the name of the copy."""
-    filesystem, root = fsspec.core.url_to_fs(url)
-    listing = filesystem.find(root, detail=True) if filesystem.exists(root) else {}
-    wanted = {
-        key: info
-        for key, info in dict(listing).items()
-        if Path(key).suffix in {".json", ".safetensors", ".txt", *_PICKLES} or _states_licence(key, root)
-    }
-    if not wanted:
-        raise ValueError(f"base {url!r}: nothing is there; expected {_LAYOUT}")
-    identity = sorted([key, info["size"], str(info.get("ETag") or info.get("mtime"))] for key, info in wanted.items())
-    target = _cache_folder() / hashlib.sha256(json.dumps([url, identity]).encode()).hexdigest()[:32]
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        copy = Path(scratch) / "base"
-        for key in wanted:
-            file = copy / Path(key).relative_to(root)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix in _PICKLES:
-                file.touch()  # named so that `check` can say what it found; never downloaded
-            else:
-                filesystem.get_file(key, str(file))
-        try:
-            copy.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process was first, with the same content
-                raise
-    return target
-
-
-def _states_licence(key: str, root: str) -> bool:
-    """Is it a model card or licence text, directly in the folder?"""
-    name = Path(key).relative_to(root).as_posix()
-    return name == "README.md" or (name.startswith("LICENSE") and "/" not in name)
-
-
-def _hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    parts = [f"{part}/*{kind}" for part in WEIGHTS for kind in (".json", ".safetensors")]
-    patterns = ["model_index.json", "tokenizer/*", "scheduler/*", "README.md", "LICENSE*", *parts]
-    try:
-        folder = snapshot_download(name, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"base {name!r}: no such folder here and the hub gave no such model ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); expected {_LAYOUT}"
-        ) from error
-    return Path(folder)

@@ -88,12 +88,14 @@ def tune(
 ) -> Tuned:
     """Tune the decoder of `base` to images (N, H, W), or go on from the last checkpoint. `base` is not changed.
 
+    Images with their masks (N, H, W, 3), as `latents.joint` makes them, teach it to give both back.
+
     Raises:
         ValueError: no images, images smaller than the crop, or a checkpoint of another run.
     """
-    if not len(images) or min(images.shape[1:]) < params.crop:
+    if not len(images) or min(images.shape[1:3]) < params.crop:
         raise ValueError(
-            f"{len(images)} images of {'x'.join(map(str, images.shape[1:]))} px to tune a decoder to; expected some, "
+            f"{len(images)} images of {'x'.join(map(str, images.shape[1:3]))} px to tune a decoder to; expected some, "
             f"at least {params.crop} px wide and high (decoder.crop)"
         )
     device = base.vae.device
@@ -175,9 +177,11 @@ def _step(
         with torch.no_grad():
             latent = vae.encode(real.expand(-1, 3, -1, -1), return_dict=False)[0].mode()
         decoded = vae.decode(cast(torch.FloatTensor, latent), return_dict=False)[0]
-        fake = decoded.float().mean(1, keepdim=True)
+        fake, fake_mask = _parts(decoded.float(), real.shape[1])
+        real, real_mask = _parts(real, real.shape[1])
         verdict = rival(fake)
     absolute = (fake - real).abs().mean() + (F.avg_pool2d(fake, 2) - F.avg_pool2d(real, 2)).abs().mean()
+    absolute = absolute + (fake_mask - real_mask).abs().sum() / max(1, real_mask.numel())
     spectrum, power = texture.spectral_distance(fake, real), texture.power_distance(fake, real)
     loss = params.absolute * absolute + params.spectrum * spectrum + params.power * power
     optimizer.zero_grad(set_to_none=True)
@@ -192,6 +196,14 @@ def _step(
     rival_optimizer.step()
     measured = {"absolute": (fake - real).abs().mean(), "spectrum": spectrum, "power": power, "critic": hinge}
     return {name: round(float(value.detach()), 5) for name, value in measured.items()}
+
+
+def _parts(pictures: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grey images (B, 1, H, W) and masks (B, 1, H, W) of pictures (B, C, H, W); no masks (B, 0, H, W) where the
+    pictures to learn have one channel."""
+    if channels == 1:
+        return pictures.mean(1, keepdim=True), pictures[:, :0]
+    return pictures[:, :2].mean(1, keepdim=True), pictures[:, 2:]
 
 
 def _rate(step: int, params: DecoderParams) -> float:

@@ -38,20 +38,41 @@ def prompt(organ: str, label: str, attributes: Sequence[str] = ()) -> str:
     return ", ".join([f"ultrasound of {organ}", _TAILS.get(label, f"{label} lesion"), *attributes])
 
 
+def joint(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """One image (..., 3) of a grey image and its mask, both (...): R = G = image, B = 255 inside the mask.
+
+    So one latent holds both (Wang et al., arXiv 2506.23664, 2025).
+    """
+    return np.stack([image, image, mask.astype(np.uint8) * 255], axis=-1)
+
+
 @torch.no_grad()
 def encode(base: Base, images: NDArray[np.uint8]) -> torch.Tensor:
-    """Scaled latents (B, C, h, w), float32, of grey images (B, H, W): the mode of the posterior, no noise."""
+    """Scaled latents (B, C, h, w), float32, of images (B, H, W) or (B, H, W, 3): the posterior's mode, no noise."""
     return _encode(base, _signed(base, images))
 
 
 @torch.no_grad()
 def decode(base: Base, latents: torch.Tensor) -> NDArray[np.uint8]:
     """Grey images (B, H, W) of scaled latents (B, C, h, w)."""
-    weight = next(base.vae.parameters())
-    unscaled = latents.to(weight.device, weight.dtype) / float(base.vae.config["scaling_factor"])
-    decoded_BCHW: torch.Tensor = base.vae.decode(cast(torch.FloatTensor, unscaled), return_dict=False)[0]
-    grey = decoded_BCHW.float().mean(dim=1)
-    return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return _levels(_decode(base, latents).mean(dim=1))
+
+
+@torch.no_grad()
+def decode_joint(base: Base, latents: torch.Tensor) -> NDArray[np.uint8]:
+    """Image and mask level (B, H, W, 2) of scaled latents (B, C, h, w) of pictures that hold both (`joint`).
+
+    The image is the mean of the first two channels, taken before grey levels are cut off: a tuned decoder is right in
+    the mean alone.
+    """
+    decoded = _decode(base, latents)
+    return _levels(torch.stack([decoded[:, :2].mean(dim=1), decoded[:, 2]], dim=-1))
+
+
+@torch.no_grad()
+def decode_colour(base: Base, latents: torch.Tensor) -> NDArray[np.uint8]:
+    """Images (B, H, W, 3) of scaled latents (B, C, h, w), as other programs decode them."""
+    return _levels(_decode(base, latents).permute(0, 2, 3, 1))
 
 
 def latent_mask(base: Base, masks: NDArray[np.bool_]) -> torch.Tensor:
@@ -66,10 +87,11 @@ def latent_mask(base: Base, masks: NDArray[np.bool_]) -> torch.Tensor:
 def condition(base: Base, images: NDArray[np.uint8], masks: NDArray[np.bool_]) -> torch.Tensor:
     """The 1 + C channels that an inpainting UNet reads beside the noisy latent: (B, 1+C, h, w), float32.
 
-    First the mask, then the latent of the image whose masked pixels are set to mid-grey (0 between -1 and 1),
-    in the order and with the fill of diffusers' StableDiffusionInpaintPipeline.
+    Images are (B, H, W) or (B, H, W, 3), masks (B, H, W). First comes the mask, then the latent of the image whose
+    masked pixels are set to mid-grey (0 between -1 and 1), in the order and with the fill of diffusers'
+    StableDiffusionInpaintPipeline.
     """
-    if images.shape != masks.shape:
+    if images.shape[:3] != masks.shape:
         raise ValueError(f"images are {images.shape}, masks {masks.shape}; expected equal (B, H, W)")
     signed = _signed(base, images)
     hole = torch.from_numpy(masks).to(signed.device)[:, None]
@@ -107,14 +129,26 @@ def downsampling(base: Base) -> int:
 
 
 def _signed(base: Base, images: NDArray[np.uint8]) -> torch.Tensor:
-    if images.ndim != 3 or images.dtype != np.uint8:
-        raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 (B, H, W)")
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+        raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 (B, H, W) or (B, H, W, 3)")
     factor = downsampling(base)
     if images.shape[1] % factor or images.shape[2] % factor:
         raise ValueError(f"images have {images.shape[1:]} px; expected multiples of {factor}")
     weight = next(base.vae.parameters())
-    grey = torch.from_numpy(np.ascontiguousarray(images)).to(weight.device).to(torch.float32) / 127.5 - 1
-    return grey[:, None].to(weight.dtype)
+    signed = torch.from_numpy(np.ascontiguousarray(images)).to(weight.device).to(torch.float32) / 127.5 - 1
+    return (signed[:, None] if images.ndim == 3 else signed.permute(0, 3, 1, 2)).to(weight.dtype)
+
+
+def _levels(signed: torch.Tensor) -> NDArray[np.uint8]:
+    """Grey levels of what lies between -1 and 1."""
+    return ((signed + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _decode(base: Base, latents: torch.Tensor) -> torch.Tensor:
+    weight = next(base.vae.parameters())
+    unscaled = latents.to(weight.device, weight.dtype) / float(base.vae.config["scaling_factor"])
+    decoded_BCHW: torch.Tensor = base.vae.decode(cast(torch.FloatTensor, unscaled), return_dict=False)[0]
+    return decoded_BCHW.float()
 
 
 def _encode(base: Base, signed: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The loss of an adapter: what the UNet is shown, what it should predict, and how much each error counts.
+"""The loss in training: what the UNet is shown, what it should predict, and how much each error counts.
 
 Shapes: B batch, C latent channels, h w latent pixels, L tokens, D width of the text encoder.
 
@@ -16,8 +16,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from tasks.synthesis.diffusion.examples import Encoded
-from tasks.synthesis.diffusion.lora_params import LoraParams
 from tasks.synthesis.diffusion.trainable import DTYPES, Trainable
+from tasks.synthesis.diffusion.training_params import TrainingParams
 
 VALIDATION_LEVELS = 4
 
@@ -40,7 +40,7 @@ class Draw:
         return Draw(self.chosen[rows], self.mirrored[rows], self.dropped[rows], self.times[rows], self.noise[rows])
 
 
-def drawn(examples: Encoded, scheduler: DDPMScheduler, params: LoraParams, seed: int, step: int) -> Draw:
+def drawn(examples: Encoded, scheduler: DDPMScheduler, params: TrainingParams, seed: int, step: int) -> Draw:
     """The batch of a step: a function of the seed and the step, and of nothing that came before."""
     first = step * params.batch
     chosen = np.array([_shuffled(seed, index, len(examples)) for index in range(first, first + params.batch)])
@@ -58,7 +58,7 @@ def drawn(examples: Encoded, scheduler: DDPMScheduler, params: LoraParams, seed:
     return Draw(chosen, mirrored, dropped, times, noise)
 
 
-def validation_draws(held: Encoded, scheduler: DDPMScheduler, params: LoraParams, seed: int) -> Iterator[Draw]:
+def validation_draws(held: Encoded, scheduler: DDPMScheduler, params: TrainingParams, seed: int) -> Iterator[Draw]:
     """A fixed grid of held-out image, noise and time, the same at every validation."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, len(held), params.batch):
@@ -75,7 +75,7 @@ def losses(
     scheduler: DDPMScheduler,
     examples: Encoded,
     text: torch.Tensor,
-    params: LoraParams,
+    params: TrainingParams,
     draw: Draw,
 ) -> torch.Tensor:
     """Weighted squared error (B,) of the UNet's prediction.
@@ -92,7 +92,8 @@ def losses(
         shown = torch.cat([noisy, examples.condition[draw.chosen, draw.mirrored]], dim=1)
     prompt = (1 + examples.label[draw.chosen]).masked_fill(torch.from_numpy(draw.dropped), 0)
     shown = shown.to(dtype, memory_format=torch.channels_last)
-    predicted = trained.unet(shown, times, text[prompt.to(device)].to(dtype), return_dict=False)[0].float()
+    control = None if examples.control is None else examples.control[draw.chosen, draw.mirrored].to(device)
+    predicted = trained.predict(shown, times, text[prompt.to(device)].to(dtype), control).float()
     by_velocity = scheduler.config["prediction_type"] == "v_prediction"
     target = scheduler.get_velocity(clean, noise, cast(torch.IntTensor, times)) if by_velocity else noise
     paired = examples.paired[draw.chosen]
@@ -118,9 +119,9 @@ def target_of_pair(
 
 
 def _times(
-    shares: NDArray[np.float64], paired: NDArray[np.bool_], scheduler: DDPMScheduler, params: LoraParams
+    shares: NDArray[np.float64], paired: NDArray[np.bool_], scheduler: DDPMScheduler, params: TrainingParams
 ) -> torch.Tensor:
-    low, high = params.pair_times
+    low, high = params.times_of_pairs
     total = int(scheduler.config["num_train_timesteps"])
     within = np.where(paired, low + shares * (high - low), shares)
     return torch.from_numpy((within * total).astype(np.int64))

@@ -1,4 +1,4 @@
-"""Inpainting with a latent diffusion model: DPM-Solver++, the real background blended in at every step.
+"""Drawing with a latent diffusion model: whole pictures, or holes with the real background blended in at every step.
 
 Tensors carry their shape: B rows, C latent channels, h w latent pixels, L tokens, D text width.
 
@@ -9,124 +9,45 @@ missing: what is drawn depends on image, prompt and seed, and on no neighbour, b
 import copy
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from tasks.synthesis.diffusion import adapters, latents
+from tasks.synthesis.diffusion import adapters, controlnet, latents
 from tasks.synthesis.diffusion.adapters import Precision
 from tasks.synthesis.diffusion.base import Base
+from tasks.synthesis.diffusion.solver import Schedule, Spacing, noise_schedule
 
-SAMPLER = "DPM-Solver++(2M)"
-"""Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022."""
-
-Spacing = Literal["uniform", "karras"]
+Decode = Callable[[Base, torch.Tensor], NDArray[np.uint8]]
+"""Pictures of scaled latents (B, C, h, w): a function of `latents`."""
 Keep = Callable[[NDArray[np.uint8]], Sequence[int]]
 """Given what every row shows so far, (B, H, W): the rows worth finishing."""
 
-_KARRAS_RHO = 7.0
 _UNET_LATENT_PX = {"cpu": 16 * 32**2, "cuda": 16 * 64**2}  # that much in one call keeps the device busy
 _UNET_ROWS = {"cpu": 16, "cuda": 64}  # and no more rows than this
 _VAE_ROWS = {"cpu": 1, "cuda": 8}  # one picture alone fits the cache of a core
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Levels of a sampler, noisiest first: x = `signal` · clean + `noise` · ε; one more than `times`."""
+class Control:
+    """What holds whole pictures to masks (B, px, px): a ControlNet's file, see `controlnet.pack`.
 
-    times: list[float]
-    signal: list[float]
-    noise: list[float]
-    by_velocity: bool
-    trained: int = 1000
-
-    def share(self, step: int) -> float:
-        """Where a level lies in the training schedule: near 0 the cleanest, 1 the noisiest."""
-        return (self.times[step] + 1) / self.trained
-
-    def clean(self, x: torch.Tensor, predicted: torch.Tensor, step: int) -> torch.Tensor:
-        """The clean latent that a prediction of ε, or of v = signal · ε - noise · clean, stands for."""
-        if self.by_velocity:
-            return self.signal[step] * x - self.noise[step] * predicted
-        return (x - self.noise[step] * predicted) / self.signal[step]
-
-    def advance(self, x: torch.Tensor, clean: torch.Tensor, before: torch.Tensor | None, step: int) -> torch.Tensor:
-        """From level `step` to the next, given the clean latents seen here and one level before.
-
-        Algorithm 2 of Lu et al., 2022, with λ = log(signal / noise); the last step, to noise 0, is of first
-        order: it ends at `clean`.
-        """
-        if step + 1 == len(self.times):
-            return clean
-        h = self._log_snr(step + 1) - self._log_snr(step)
-        if before is not None:
-            r = (self._log_snr(step) - self._log_snr(step - 1)) / h
-            clean = clean + (clean - before) / (2 * r)
-        shrunk = self.noise[step + 1] / self.noise[step] * x
-        return shrunk - self.signal[step + 1] * math.expm1(-h) * clean
-
-    def _log_snr(self, step: int) -> float:
-        return math.log(self.signal[step] / self.noise[step]) if self.signal[step] else -math.inf
-
-
-def noise_schedule(scheduler_config: Mapping[str, object], steps: int, spacing: Spacing = "uniform") -> Schedule:
-    """The levels of a base's training schedule that `steps` denoising steps visit.
-
-    Args:
-        spacing: "uniform" is even in time. "karras" is even in (noise / signal)^(1/7), which spends more steps
-            on low noise (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
-            2022, equation 5), each at the time, not always whole, at which the training schedule had that level.
+    `scale` weighs what it adds. `steps` are the shares of the steps, 0 the first and noisiest, between which it acts,
+    as diffusers' `control_guidance_start` and `_end`.
     """
-    training = training_schedule(scheduler_config)
-    kept = training.alphas_cumprod.double().numpy()
-    if spacing == "karras":
-        times, level = _karras(kept, steps)
-    else:
-        times = np.linspace(0, len(kept) - 1, steps + 1).round().astype(int)[:0:-1]
-        level = kept[times]
-    return Schedule(
-        times.tolist(),
-        [*np.sqrt(level).tolist(), 1.0],
-        [*np.sqrt(1 - level).tolist(), 0.0],
-        training.config["prediction_type"] == "v_prediction",
-        len(kept),
-    )
 
-
-def _karras(kept: NDArray[np.float64], steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Times and squared signals of Karras et al.'s levels, given the squared signals of training."""
-    if not kept[-1]:
-        raise ValueError(
-            "karras spacing needs a schedule that ends with some signal; this base's ends without any "
-            "(rescale_betas_zero_snr): use spacing 'uniform'"
-        )
-    trained = np.sqrt((1 - kept) / kept)
-    sigma = np.linspace(trained[-1] ** (1 / _KARRAS_RHO), trained[0] ** (1 / _KARRAS_RHO), steps) ** _KARRAS_RHO
-    return np.interp(np.log(sigma), np.log(trained), np.arange(len(trained))), 1 / (1 + sigma**2)
-
-
-def training_schedule(scheduler_config: Mapping[str, object]) -> DDPMScheduler:
-    """The schedule that a base was trained with, whatever sampler its folder names."""
-    config = {key: value for key, value in scheduler_config.items() if not key.startswith("_")}
-    scheduler = cast(DDPMScheduler, DDPMScheduler.from_config(config))
-    predicted = scheduler.config["prediction_type"]
-    if predicted not in ("epsilon", "v_prediction"):
-        raise ValueError(f"the base predicts {predicted!r}; expected 'epsilon' or 'v_prediction'")
-    if predicted == "epsilon" and not scheduler.alphas_cumprod[-1]:
-        raise ValueError(
-            "the base predicts the noise, but its schedule ends without any signal (rescale_betas_zero_snr); "
-            "such a schedule needs 'v_prediction'"
-        )
-    return scheduler
+    network: bytes
+    masks: NDArray[np.bool_]
+    scale: float = 1.0
+    steps: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -222,6 +143,50 @@ def inpaint(
     return decode(base, x)
 
 
+@torch.inference_mode()
+def pictures(
+    base: Base,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    guided: tuple[float, float] = (0.0, 1.0),
+    spacing: Spacing = "uniform",
+    adapter: bytes | None = None,
+    precision: Precision = "fp32",
+    control: Control | None = None,
+    decode: Decode = latents.decode_colour,
+) -> NDArray[np.uint8]:
+    """Draw whole pictures, one for each prompt and seed, (B, px, px, 3) or what `decode` makes; px = `base.px`.
+
+    With equal levels (`uniform`) and noise this is what diffusers' StableDiffusionPipeline and, with a 9-channel base,
+    StableDiffusionInpaintPipeline with a mask that is everything do with DPMSolverMultistepScheduler; with `control`
+    their ControlNet forms. The other arguments are those of `inpaint`.
+    """
+    made = adapters.fused(base, adapter, precision)
+    base = replace(base, text_encoder=made.text_encoder, vae=autoencoder(base.vae, precision))
+    schedule = noise_schedule(base.scheduler_config, steps, spacing)
+    held = None
+    if control is not None:
+        held = _Held(controlnet.load(control.network, base, precision), control.scale, control.steps)
+    unet = Denoiser(_quicker(made.unet), _embed(base, [latents.UNCONDITIONAL]), guidance, guided, schedule, held)
+    text = _embed(base, prompts)
+    side = base.px // latents.downsampling(base)
+    x = _noise(seeds, torch.empty((0, int(made.unet.config["out_channels"]), side, side), device=text.device))
+    condition = None
+    if reads_condition(made.unet):
+        everything = np.ones((1, base.px, base.px), np.bool_)
+        condition = _condition(base, everything.astype(np.uint8), everything).expand(len(x), -1, -1, -1)
+    shown = None if control is None else torch.from_numpy(control.masks).to(x.device)
+    before = None
+    for step in range(steps):
+        clean = schedule.clean(x, unet.predict(x, condition, text, step, shown), step)
+        x, before = schedule.advance(x, clean, before, step), clean
+    drawn = _by_rows(lambda some: torch.from_numpy(decode(base, some)), _vae_rows(base), x)
+    return drawn.numpy()
+
+
 def reads_condition(unet: UNet2DConditionModel) -> bool:
     """Whether a UNet is made for inpainting: 9 input channels instead of 4."""
     read, made = int(unet.config["in_channels"]), int(unet.config["out_channels"])
@@ -231,6 +196,20 @@ def reads_condition(unet: UNet2DConditionModel) -> bool:
             f"{2 * made + 1} (inpainting): choose another base"
         )
     return read != made
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A ControlNet ready to be called, and where it acts; see `Control`."""
+
+    network: ControlNetModel
+    scale: float
+    steps: tuple[float, float]
+
+    def acts(self, step: int, of: int) -> bool:
+        """Whether a step, of so many, is wholly between the first and the last in which it acts."""
+        begin, end = self.steps
+        return step / of >= begin and (step + 1) / of <= end
 
 
 @dataclass(frozen=True)
@@ -245,14 +224,25 @@ class Denoiser:
     guidance: float
     guided: tuple[float, float]
     schedule: Schedule
+    held: _Held | None = None
 
-    def predict(self, x: torch.Tensor, condition: torch.Tensor | None, text: torch.Tensor, step: int) -> torch.Tensor:
-        """What the UNet predicts (ε or v) of every row at a level, float32."""
+    def predict(
+        self,
+        x: torch.Tensor,
+        condition: torch.Tensor | None,
+        text: torch.Tensor,
+        step: int,
+        masks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the UNet predicts (ε or v) of every row at a level, float32; `masks` (B, px, px) for the ControlNet."""
         seen = x if condition is None else torch.cat([x, condition], dim=1)
+        if self.held is None or not self.held.acts(step, len(self.schedule.times)):
+            masks = None
         if not self.guides(step):
-            return self._run(seen, text, step)
+            return self._run(seen, text, step, masks)
         both = torch.cat([self.unconditional.expand_as(text), text])
-        without, prompted = self._run(torch.cat([seen, seen]), both, step).chunk(2)
+        twice = None if masks is None else torch.cat([masks, masks])
+        without, prompted = self._run(torch.cat([seen, seen]), both, step, twice).chunk(2)
         return without + self.guidance * (prompted - without)
 
     def guides(self, step: int) -> bool:
@@ -260,7 +250,7 @@ class Denoiser:
         lowest, highest = self.guided
         return self.guidance != 1 and lowest <= self.schedule.share(step) <= highest
 
-    def _run(self, seen: torch.Tensor, text: torch.Tensor, step: int) -> torch.Tensor:
+    def _run(self, seen: torch.Tensor, text: torch.Tensor, step: int, masks: torch.Tensor | None) -> torch.Tensor:
         weight = next(self.unet.parameters())
         time = torch.tensor(self.schedule.times[step], device=seen.device)
 
@@ -268,7 +258,16 @@ class Denoiser:
             packed = seen.to(weight.dtype, memory_format=torch.channels_last)
             return self.unet(packed, time, text.to(weight.dtype), return_dict=False)[0].float()
 
-        return _by_rows(forward, _unet_rows(seen), seen, text)
+        def controlled(seen: torch.Tensor, text: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+            assert self.held is not None
+            packed = seen.to(weight.dtype, memory_format=torch.channels_last)
+            prompted, shown = text.to(weight.dtype), controlnet.shown(masks, weight.dtype)
+            added = controlnet.residuals(self.held.network, packed, time, prompted, shown, self.held.scale)
+            return self.unet(packed, time, prompted, return_dict=False, **added)[0].float()
+
+        if masks is None:
+            return _by_rows(forward, _unet_rows(seen), seen, text)
+        return _by_rows(controlled, _unet_rows(seen), seen, text, masks)
 
 
 def encode(base: Base, images: NDArray[np.uint8]) -> torch.Tensor:

@@ -27,18 +27,20 @@ def power_distance(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 def crops(images: NDArray[np.uint8], side: int, batch: int, rng: np.random.Generator) -> torch.Tensor:
-    """Random crops (batch, 1, side, side) in -1..1 of images (N, H, W), mirrored, with other gain and contrast: a
-    decoder must not learn one scanner's."""
-    side = min(side, *images.shape[1:])
-    out = np.empty((batch, 1, side, side), np.float32)
+    """Random crops (batch, C, side, side) in -1..1 of images (N, H, W) or of images with their masks (N, H, W, 3),
+    mirrored, with other gain and contrast: a decoder must not learn one scanner's."""
+    side = min(side, *images.shape[1:3])
+    planes = images[..., None] if images.ndim == 3 else images
+    out = np.empty((batch, planes.shape[3], side, side), np.float32)
     for row, index in enumerate(rng.integers(0, len(images), batch)):
         top, left = rng.integers(0, images.shape[1] - side + 1), rng.integers(0, images.shape[2] - side + 1)
-        crop = images[index, top : top + side, left : left + side].astype(np.float32) / 255
+        crop = planes[index, top : top + side, left : left + side].astype(np.float32) / 255
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
         if rng.random() < 0.5:
-            crop = np.clip(crop * rng.uniform(0.6, 1.4), 0, 1) ** rng.uniform(0.8, 1.25)
-        out[row, 0] = crop * 2 - 1
+            grey = crop[..., :2]  # the third channel, where there is one, is a mask
+            crop[..., :2] = np.clip(grey * rng.uniform(0.6, 1.4), 0, 1) ** rng.uniform(0.8, 1.25)
+        out[row] = crop.transpose(2, 0, 1) * 2 - 1
     return torch.from_numpy(out)
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn.utils import parametrize
 from transformers import CLIPTextModel
 
-from tasks.synthesis.diffusion import adapters
+from tasks.synthesis.diffusion import adapters, controlnet
 from tasks.synthesis.diffusion.adapter_files import DOWN, MAGNITUDE, TEXT_ENCODER, UNET, UP
 from tasks.synthesis.diffusion.base import Base
 from tasks.synthesis.diffusion.lora_params import TEXT_TARGETS, LoraParams
@@ -68,7 +69,8 @@ class ExactAttention:
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         parts = attn.to_q(hidden_states), attn.to_k(seen), attn.to_v(seen)
         heads = [part.float().unflatten(2, (attn.heads, -1)).transpose(1, 2) for part in parts]
-        mixed = torch.nn.functional.scaled_dot_product_attention(*heads)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            mixed = torch.nn.functional.scaled_dot_product_attention(*heads)
         return attn.to_out[0](mixed.transpose(1, 2).flatten(2).to(hidden_states.dtype))
 
 
@@ -76,18 +78,34 @@ class ExactAttention:
 class Trainable:
     """Copies of a base's networks, and what is trained of them, named as in an adapter's file.
 
-    `text_encoder` is the base's own where it is not trained.
+    `text_encoder` is the base's own where it is not trained. `controlnet`, where there is one, keeps its weights in
+    float32 and computes in the UNet's precision.
     """
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     weights: Mapping[str, torch.nn.Parameter]
     scales: Mapping[str, float]
+    controlnet: ControlNetModel | None = None
 
     @property
     def trains_text(self) -> bool:
         """Whether prompts have to be embedded anew at every step."""
         return any(name.startswith(TEXT_ENCODER) for name in self.weights)
+
+    def predict(
+        self, seen: torch.Tensor, times: torch.Tensor, text: torch.Tensor, control: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What the UNet makes of noisy latents with their condition, if any, and of prompts (B, L, D).
+
+        `control` (B, px, px) are the masks for the ControlNet.
+        """
+        if self.controlnet is None or control is None:
+            return self.unet(seen, times, text, return_dict=False)[0]
+        computes = seen.dtype != torch.float32
+        with torch.autocast(seen.device.type, seen.dtype if computes else torch.bfloat16, enabled=computes):
+            added = controlnet.residuals(self.controlnet, seen, times, text, controlnet.shown(control, seen.dtype))
+        return self.unet(seen, times, text, return_dict=False, **added)[0]
 
 
 def with_lora(base: Base, params: LoraParams, seed: int) -> Trainable:

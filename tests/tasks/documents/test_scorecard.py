@@ -93,7 +93,7 @@ def test_a_patient_in_two_splits_fails_consistency(facts: Facts) -> None:
 
 
 def test_copies_are_not_measured_where_nobody_looked_for_them(facts: Facts) -> None:
-    assert "copies of training lesions" in _criterion(facts, "compliance").not_measured
+    assert "copies of training pictures" in _criterion(facts, "compliance").not_measured
 
 
 def test_shares_come_with_both_counts(facts: Facts) -> None:

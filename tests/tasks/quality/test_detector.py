@@ -144,3 +144,20 @@ def test_baselines_share_no_group_and_damage_is_easier_to_find_than_nothing():
 def test_no_pictures_get_no_answers():
     nobody = REAL.select(np.arange(0))
     assert detector.Jury(PARAMS, {}).logits(nobody, np.zeros(0, np.intp)).shape == (1, 0)
+
+
+def test_pictures_drawn_whole_are_seen_whole_unless_the_recipe_says_otherwise():
+    assert [detector.Params().seeing(whole).view for whole in (True, False)] == ["full", "window"]
+    assert detector.Params(view="lesion").seeing(True).view == "lesion"
+
+
+def test_what_lies_far_from_the_mask_is_seen_in_whole_pictures_alone():
+    shown = pictures(4, 0, px=160)
+    masks = np.zeros_like(shown.masks)
+    masks[:, 20:50, 20:50] = True
+    images = shown.images.copy()
+    images[:, 120:, 120:] = 255
+    asked, spoiled = replace(shown, masks=masks), replace(shown, masks=masks, images=images)
+    seen = {whole: detector.Params().seeing(whole).seen for whole in (True, False)}
+    assert (detector.look(asked, seen[False]) == detector.look(spoiled, seen[False])).all()
+    assert (detector.look(asked, seen[True]) != detector.look(spoiled, seen[True])).any()

@@ -1,11 +1,13 @@
 """Downstream networks: a planted gain found, lessons in their order, the same bits; SAM on a tiny random model."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from tasks.quality import gain, resnet, sam, unet
 from tasks.quality.judge import Pictures
@@ -74,11 +76,11 @@ def test_the_classifier_tells_labels_and_refuses_others() -> None:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sam_weights.sam(tmp_path_factory.mktemp("sam"))
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(sam_weights.sam(tmp_path_factory.mktemp("sam")))
 
 
-def test_sams_decoder_learns_while_its_encoders_stay(weights: Path) -> None:
+def test_sams_decoder_learns_while_its_encoders_stay(weights: str) -> None:
     params = sam.Params(weights=weights, steps=80, batch=8, learning_rate=1e-2, jitter=0.02)
     boxes = [sam.box_of(mask) for mask in TESTED.masks]
     model = sam.load(weights)
@@ -92,7 +94,7 @@ def test_sams_decoder_learns_while_its_encoders_stay(weights: Path) -> None:
     assert moved == {"mask_decoder"}
 
 
-def test_sam_repeats_and_draws_where_it_is_asked(weights: Path) -> None:
+def test_sam_repeats_and_draws_where_it_is_asked(weights: str) -> None:
     params = sam.Params(weights=weights, steps=2, batch=4)
     boxes = [sam.box_of(mask) for mask in TESTED.masks]
     few = pictures(6, 0, px=32, labels=("benign",))
@@ -120,7 +122,49 @@ def test_a_box_holds_its_mask_and_moves_outwards_only() -> None:
     assert moved.max(0).tolist() == [10, 4, 27, 13]
 
 
-def test_missing_weights_are_named(tmp_path: Path) -> None:
-    (tmp_path / "sam.pth").touch()
-    with pytest.raises(ValueError, match=r"expected config.json and model.safetensors in .*found \['sam.pth'\]"):
-        sam.load(tmp_path)
+def test_random_weights_are_the_same_everywhere_and_never_called_sam_alone() -> None:
+    params = sam.Params(weights=sam.RANDOM)
+    torch.manual_seed(1)
+    once = sam.digest(sam.RANDOM)
+    torch.manual_seed(2)
+    assert sam.digest(sam.RANDOM) == once
+    assert sam.title(params) == "SAM (random weights)"
+    assert (
+        sam.title(params.model_copy(update={"prompt": "truth"})) == "SAM (random weights, boxes from the ground truth)"
+    )
+    assert once[:12] in sam.described(params)
+    assert sam.title(sam.Params(weights="facebook/sam-vit-base")) == "SAM"
+
+
+def test_random_weights_learn_to_draw_in_a_box() -> None:
+    params = sam.Params(weights=sam.RANDOM, steps=60, batch=8, learning_rate=3e-3, jitter=0.02)
+    boxes = [sam.box_of(mask) for mask in TESTED.masks]
+    trained = sam.train(sam.load(sam.RANDOM), pictures(30, 0, px=32), params, 0)
+    asked = dice(sam.draw(trained, TESTED.images, boxes, params), TESTED.masks).mean()
+    elsewhere = dice(sam.draw(trained, TESTED.images, boxes[1:] + boxes[:1], params), TESTED.masks).mean()
+    assert asked > 0.6
+    assert asked > elsewhere + 0.05
+
+
+def test_weights_that_are_not_sams_are_refused(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text('{"architectures": ["SamModel"]}')
+    (tmp_path / "pickled" / "pytorch_model.bin").touch()
+    with pytest.raises(ValueError, match=r"pytorch_model.bin.*expected .safetensors"):
+        sam.digest(str(tmp_path / "pickled"))
+    with pytest.raises(ValueError, match="no such folder; expected a folder in transformers' layout"):
+        sam.load(str(tmp_path / "nowhere"))
+    other = tmp_path / "other"
+    other.mkdir()
+    config = json.loads((Path(weights) / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"architectures": ["SamHQModel"]}))
+    with pytest.raises(ValueError, match="is a SamHQModel, another architecture; expected a SamModel"):
+        sam.load(str(other))
+
+
+def test_weights_that_lack_a_part_are_refused(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "config.json").write_text((Path(weights) / "config.json").read_text())
+    whole = load_file(Path(weights) / "model.safetensors")
+    save_file({name: part for name, part in whole.items() if "mask_tokens" not in name}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks 1 of SAM's weights, mask_decoder.mask_tokens.weight among them"):
+        sam.load(str(tmp_path))

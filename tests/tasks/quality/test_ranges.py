@@ -80,3 +80,14 @@ def test_black_images_and_blank_masks_have_finite_statistics():
     assert np.isfinite(grain(black, blank)).all()
     assert levels(black, blank).shape == (2, 14)
     assert grain(black, blank).shape == (2, 18)
+
+
+def test_what_nearly_all_training_images_share_does_not_stretch_the_range():
+    rng = np.random.default_rng(0)
+    ordinary = rng.normal(size=(200, 3))
+    rare = np.where(np.arange(200) % 20 == 0, 0.3, 0.0)[:, None]
+    reference = np.concatenate([ordinary, rare, np.zeros((200, 1))], axis=1)  # and what they all share
+    asked = np.concatenate([rng.normal(size=(50, 3)), np.zeros((50, 2))], axis=1)
+    assert 0.3 < np.median(distances(asked, reference)) < 0.9
+    asked[:, 2] += 9
+    assert (distances(asked, reference) > 1).all()

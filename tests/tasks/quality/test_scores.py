@@ -11,6 +11,7 @@ from storage.records import SetScore
 from tasks.quality import (
     HIGHER_IS_BETTER,
     IMAGE_SCORES,
+    OF_MASKS,
     SET_SCORES,
     Evidence,
     SetEvidence,
@@ -18,6 +19,7 @@ from tasks.quality import (
     critic,
     detector,
     segmenter,
+    unscored,
 )
 from tasks.quality.evidence import ClassAnswers, Space
 from tasks.quality.thresholds import check_names
@@ -136,3 +138,15 @@ def test_the_tables_are_read_without_torch_or_monai():
     code = "import sys, tasks.quality; print(sorted({'torch', 'monai', 'sklearn'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_scores_that_say_nothing_of_these_pictures_are_named_with_the_reason(evidence: Evidence):
+    heads, lesions = unscored(["head"], whole=True), unscored(["benign", "malignant"], whole=False)
+    drawn_whole = {"lesion_change", "critic_realism"}
+    assert set(heads) == {"classifier_confidence", "classifier_score", *drawn_whole}
+    assert "all scans are labelled head" in heads["classifier_score"]
+    assert set(lesions) == {"picture_similarity"}
+    assert set(unscored(["benign", "normal"], whole=True)) == drawn_whole
+    unmasked = set(unscored(["benign", "normal"], whole=True, masked=False))
+    assert unmasked == {*drawn_whole, *OF_MASKS} < set(IMAGE_SCORES)
+    assert np.isnan(IMAGE_SCORES["classifier_confidence"](replace(evidence, classifier=None))).all()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tasks.quality.thresholds import Threshold, cause, judge, relaxed
+from tasks.quality.thresholds import Threshold, cause, judge, refuse_unscored, relaxed
 
 SCORES = {
     "segmenter_dice": np.array([0.41, 0.9, 0.5], np.float32),
@@ -63,3 +63,11 @@ def test_a_cause_is_a_reason_without_its_numbers():
     assert cause("quota label=benign, margin=spiculated: 40 better by critic_realism") == (
         "quota label=benign, margin=spiculated"
     )
+
+
+def test_a_threshold_on_what_no_sample_has_is_refused_but_not_one_that_some_have():
+    asked = [Threshold(score="lesion_change", min=0.6)]
+    refuse_unscored(asked, {"lesion_change": np.array([np.nan, 0.2], np.float32)})
+    refuse_unscored(asked, {"lesion_change": np.zeros(0, np.float32)})  # every sample failed: nothing to say
+    with pytest.raises(ValueError, match="lesion_change limits nothing: none of 2 samples has that score"):
+        refuse_unscored(asked, {"lesion_change": np.full(2, np.nan, np.float32)})

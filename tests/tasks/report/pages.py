@@ -78,6 +78,7 @@ def facts(rows: pa.Table, **changes: Any) -> report.Facts:
         "changes": [],
         "sources": ["phantom, Apache-2.0"],
         "recipe_yaml": "name: demo\n",
+        "synthetic": "Every lesion here is synthetic.",
     }
     return report.Facts(**(known | changes))
 
@@ -101,7 +102,7 @@ def full(rows: pa.Table) -> report.Facts:
             score("detector_auc", value=0.7, over_floor=None, p=0.001, control=0.99),
         ],
         originals=originals(kept),
-        thresholds={**THRESHOLDS, report.COPY_SCORE: (None, 0.85)},
+        thresholds={**THRESHOLDS, report.LESION_COPY: (None, 0.85)},
         selection=changes,
         quotas=["label=benign: 20 of 31 kept, at most 20"],
         history=[

@@ -194,6 +194,13 @@ def test_copies_are_named_where_they_may_not_be_shown() -> None:
     assert "benign (1).png" in withheld
 
 
+def test_a_page_of_heads_says_what_is_meant_by_a_lesion() -> None:
+    rows = table(6)
+    heads = rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(["head"] * len(rows)))
+    assert "it means what the mask marks" in report.render(facts(heads))
+    assert "it means what the mask marks" not in report.render(facts(rows))
+
+
 def test_a_declared_original_is_called_so() -> None:
     rows = table(6)
     near = [replace(original, declared="background") for original in originals(rows.to_pylist()[:1])]

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser
 
 from tasks.report import study_page
 from tasks.report.curves import Curve, Point, draw
-from tasks.report.study import Estimate, FoldFacts, Study, findings, grid, markdown, rows
+from tasks.report.study import CLAIMS, Estimate, FoldFacts, Study, findings, grid, leakage, markdown, rows
 
 ARMS = ("real", "real + synthetic", "synthetic, then real")
 REGIMES = ((10.0, 10.0), (20.0, 20.0), (0.5, 127.0), (1.0, 254.0))
@@ -131,6 +131,59 @@ def test_published_gains_stand_beside_those_on_all_real_images() -> None:
         ("segmentation, mean Dice", "real + synthetic, gain", "254", "0.026")
     ]
     assert "| 10 | 0.450 (0.420 to 0.480) |" in markdown(_study())
+
+
+def _of_heads() -> Study:
+    sam = "SAM (random weights, boxes from the ground truth)"
+    estimates = [
+        _estimate(arm, 5.0, 5, value, measure=f"{sam}, mean Dice")
+        for arm, value in zip(ARMS, (0.8, 0.84, 0.83), strict=True)
+    ]
+    error = {"measure": "segmentation, head circumference error, mm", "less_is_better": True}
+    estimates += [_estimate(arm, 5.0, 5, value, **error) for arm, value in zip(ARMS, (21.0, 16.5, 18.0), strict=True)]
+    estimates.append(_estimate(ARMS[1], 5.0, 5, -4.5, low=-6.0, high=-3.0, over="real", better=4, **error))
+    facts = {"dataset": "d", "planned": 8, "kept": 6, "rejected": {}, "failed": 2, "problems": [], "published": "d@1"}
+    about = {"critic": {}, "learned_from": 60, "tested": 80, "looked_at": 150}
+    return _study(
+        estimates=estimates,
+        facts=[FoldFacts.model_validate({"fold": fold, **facts, **about}) for fold in (0, 1)],
+        subject="head",
+        networks=[f"{sam}: a small model"],
+        to_beat=CLAIMS["head"],
+    )
+
+
+def test_a_study_of_heads_speaks_of_heads_and_says_what_its_sam_is() -> None:
+    study = _of_heads()
+    for page in (markdown(study), study_page.render(study)):
+        assert "lesion" not in page
+        assert "critic" not in page
+        assert "SAM (random weights, boxes from the ground truth): a small model." in page
+        assert "0.9466" in page
+        assert "+0.9466" not in page
+        assert "Leakage: among 150 and 150 pictures" in page
+    named = [line for line in markdown(study).splitlines() if "SAM" in line and "Wang" not in line]
+    assert named
+    assert all("random weights, boxes from the ground truth" in line for line in named)
+
+
+def test_an_error_that_falls_is_better_and_no_gain() -> None:
+    study = _of_heads()
+    assert findings(study) == [
+        "segmentation, head circumference error, mm, held out, 5 real images: real + synthetic - 4.500 over real "
+        "(-6.000 to -3.000), better in 4 of 5 trainings"
+    ]
+    columns, lines = grid(study.curves()["segmentation, head circumference error, mm", "held out"])
+    assert columns[-1] == "real + synthetic, difference"
+    assert lines[0][1].startswith("21.0 ")
+
+
+def test_leaks_are_told_and_the_numbers_called_untrustworthy() -> None:
+    study = _of_heads()
+    leaking = study.facts[1].model_copy(update={"leaks": {"duplicate": 2}})
+    said = leakage(study.model_copy(update={"facts": [study.facts[0], leaking]}))
+    assert "found fold 1: duplicate 2. The numbers above are not to be trusted." in said
+    assert leakage(_study()) == ""
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.synthesis import Donor, Tools, layout, shape, tissue
+from tasks.synthesis import Donor, Tools, deformation, layout, shape, tissue
 from tasks.synthesis.diffusion.base import Base
 from tests.fakes.drafts import donors, drafts, ellipse, sector
 
@@ -38,16 +38,16 @@ def test_no_donor_mask_is_ever_used_unchanged(tools: Tools) -> None:
     params = layout.Params(elastic=0.01, turn_degrees=0, smallest_scale=0.999, largest_scale=1.001)
     for draft in layout.apply(params, drafts(30, background), tools):
         if draft.mask is not None:
-            assert all(layout.overlap(draft.mask, d.mask) < layout.SAME_SHAPE for d in tools.donors)
+            assert all(deformation.overlap(draft.mask, d.mask) < deformation.SAME_SHAPE for d in tools.donors)
 
 
 def test_masks_of_two_samples_differ_and_those_of_one_seed_do_not(tools: Tools) -> None:
     background, _ = sector(PX)
     first = layout.apply(layout.Params(), drafts(6, background), tools)
     again = layout.apply(layout.Params(), drafts(6, background)[3:], tools)
-    masks = [draft.mask for draft in first]
-    assert len({mask.tobytes() for mask in masks if mask is not None}) == 6
-    for one, other in zip(masks[3:], [draft.mask for draft in again], strict=True):
+    drawn = [draft.mask for draft in first]
+    assert len({mask.tobytes() for mask in drawn if mask is not None}) == 6
+    for one, other in zip(drawn[3:], [draft.mask for draft in again], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -140,8 +140,8 @@ def test_masks_of_a_model_equal_no_real_one_and_name_the_nearest(text_base: Base
         if draft.mask is None:
             assert draft.failure is not None
             continue
-        alike = {donor.id: layout.overlap(draft.mask, donor.mask) for donor in tools.donors}
-        assert max(alike.values()) < layout.SAME_SHAPE
+        alike = {donor.id: deformation.overlap(draft.mask, donor.mask) for donor in tools.donors}
+        assert max(alike.values()) < deformation.SAME_SHAPE
         assert alike[str(draft.lineage["mask_id"])] == max(alike.values())
         assert draft.lineage["mask_kind"] == "model"
 
@@ -224,4 +224,4 @@ def test_whatever_the_masks_and_the_picture_a_lesion_lies_in_tissue(
     assert params.smallest <= np.sqrt(draft.mask.sum()) / PX <= params.largest
     depth = tissue.place_of(picture, draft.mask).depth
     assert 0 < depth < 1
-    assert all(layout.overlap(draft.mask, donor.mask) < layout.SAME_SHAPE for donor in donors)
+    assert all(deformation.overlap(draft.mask, donor.mask) < deformation.SAME_SHAPE for donor in donors)

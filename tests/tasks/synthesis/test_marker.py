@@ -102,6 +102,18 @@ def test_the_marker_moves_with_its_mask_into_what_an_adapter_learns_from(px: int
         np.testing.assert_array_equal(window.hole(read_off(seen), px), hole)
 
 
+@settings(max_examples=50, deadline=None)
+@given(px=st.sampled_from([32, 64]), **BOXES)
+def test_the_marker_moves_with_its_mask_into_what_a_pair_is_learned_from(px: int, **box: Any) -> None:
+    image, mask = boxed(**box)
+    shown = examples.views(examples.Example(image, mask, "head", joint=True), px)
+    for seen in shown.images:
+        np.testing.assert_array_equal(read_off(seen[..., 0]), seen[..., 2] == 255)
+        np.testing.assert_array_equal(seen[..., 0], seen[..., 1])
+    np.testing.assert_array_equal(shown.images[0], shown.images[1][:, ::-1])
+    assert shown.holes.all()
+
+
 def test_the_marker_stays_at_its_mask_through_harmonize(inpainting_base: Base) -> None:
     """With nothing redrawn outside the region, the marker is bit for bit where it was."""
     image, mask = marked(96, 40, 30, 16, 20)

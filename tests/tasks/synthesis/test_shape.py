@@ -6,7 +6,7 @@ from scipy.stats import ks_2samp
 
 from tasks.imaging import Mask, letterbox
 from tasks.sources import busi
-from tasks.synthesis import layout, shape
+from tasks.synthesis import deformation, shape
 from tasks.synthesis.tissue import Place, place_of
 from tests.fakes.drafts import ellipse
 
@@ -50,7 +50,7 @@ def test_an_outline_renders_the_mask_it_was_read_from() -> None:
     for mask in (ellipse(128, 60, 60, 20, 33), star(128, 5, 0.1), star(128, 11, 0.05)):
         found = shape.outline(mask)
         again = shape.render(found.size, found.stretch, found.modes)
-        assert layout.overlap(again, mask) > 0.95
+        assert deformation.overlap(again, mask) > 0.95
         assert again.sum() == pytest.approx(mask.sum(), rel=0.03)
 
 

@@ -59,3 +59,13 @@ def test_allowed_tissue_is_imaged_below_the_skin_and_off_the_edges(
     assert rows.max() <= 90 - edge + 1
     assert columns.min() >= left + edge - 2
     assert columns.max() <= 96 - right - edge + 1
+
+
+def test_surroundings_of_a_drawn_picture_become_black_and_dark_tissue_stays() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.clip(rng.rayleigh(30, (96, 96)) + 30, 0, 255).astype(np.uint8)
+    drawn[70:] = rng.integers(0, 5, (26, 96))  # black, as decoders give it back
+    drawn[30:50, 30:50] = rng.integers(0, 5, (20, 20))  # a cyst, as dark
+    shown = tissue.in_black(drawn)
+    assert not shown[72:].any()
+    np.testing.assert_array_equal(shown[:68], drawn[:68])

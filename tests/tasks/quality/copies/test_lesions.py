@@ -2,11 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
 from tasks.imaging import letterbox, to_grey
-from tasks.quality.copies import nearest
+from tasks.quality import Evidence, detector
+from tasks.quality.copies import nearest, picture_similarity
 from tasks.quality.judge import Pictures
 from tests import real_data
 from tests.tasks.quality.toys import pictures
@@ -34,6 +36,21 @@ def test_planted_copies_are_caught_and_point_at_their_original(kind: str):
     found = nearest(planted(train, kind), train)
     assert (found.similarity > limit).mean() >= 0.95
     assert (found.row == np.arange(60)).mean() >= 0.95
+
+
+def test_a_copied_picture_is_caught_where_its_lesion_is_new():
+    train, unseen = pictures(60, 0), pictures(60, 7)
+    other = pictures(60, 3)
+    images = np.where(other.masks | train.masks, other.images, train.images)
+    redrawn = replace(planted(replace(train, images=images), "noisy"), masks=other.masks)
+    limit = np.quantile(similarities(unseen, train), 0.95)
+    assert (similarities(redrawn, train) > limit).mean() >= 0.95
+    assert (similarities(pictures(40, 8), train) > limit).mean() < 0.25
+
+
+def similarities(scored: Pictures, train: Pictures) -> NDArray[np.float32]:
+    """Likeness of whole pictures to the training picture that each resembles most."""
+    return picture_similarity(Evidence(scored, train, None, b"", detector.Params(), 0))
 
 
 def test_pictures_without_lesion_have_no_neighbour():

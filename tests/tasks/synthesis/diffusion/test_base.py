@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from storage.store import Store
 from tasks.synthesis.diffusion import base
 from tests.fakes.base import make_base
+from tests.servers.supervisor import Server
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +47,35 @@ def test_the_digest_names_the_content_not_the_place(original: Path, folder: Path
     assert base.digest(folder) != base.digest(original)
 
 
-def test_a_base_on_any_filesystem_is_copied_once(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import fsspec
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    memory = fsspec.filesystem("memory")
-    memory.put(str(original), "/bases/fake", recursive=True)
-    first = base.locate("memory://bases/fake")
-    assert first.is_relative_to(tmp_path)
-    assert base.digest(first) == base.digest(original)
-    assert base.locate("memory://bases/fake") == first
-
-
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
 def test_a_missing_component_is_named(folder: Path, component: str) -> None:
     shutil.rmtree(folder / component)
-    with pytest.raises(ValueError, match=rf"no (UNet|vae|text_encoder).*{component}/config.json"):
+    with pytest.raises(ValueError, match=rf"has no {component}/config.json; expected a folder in diffusers'"):
         base.load(str(folder))
 
 
-@pytest.mark.parametrize("component", ["tokenizer", "scheduler"])
-def test_a_missing_folder_is_named(folder: Path, component: str) -> None:
-    shutil.rmtree(folder / component)
-    with pytest.raises(ValueError, match=rf"no {component}/ folder"):
+def test_a_missing_scheduler_is_named(folder: Path) -> None:
+    shutil.rmtree(folder / "scheduler")
+    with pytest.raises(ValueError, match=r"has no scheduler/scheduler_config.json"):
+        base.load(str(folder))
+
+
+def test_a_tokenizer_is_a_whole_one(folder: Path) -> None:
+    (folder / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer/ holds .*vocab.json; expected tokenizer.json, or vocab.json and"):
+        base.load(str(folder))
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(ValueError, match="tokenizer/ holds nothing; expected"):
+        base.load(str(folder))
+
+
+def test_parts_of_two_models_are_refused(folder: Path, tmp_path: Path) -> None:
+    wider = make_base(tmp_path / "wider", generation=2)
+    shutil.rmtree(folder / "text_encoder")
+    shutil.copytree(wider / "text_encoder", folder / "text_encoder")
+    with pytest.raises(
+        ValueError, match="cross_attention_dim is 16, but its text_encoder is 24; copy all parts of one"
+    ):
         base.load(str(folder))
 
 
@@ -132,9 +138,11 @@ def test_a_path_that_is_not_there_says_so(name: str) -> None:
         base.load(name)
 
 
-def test_an_empty_place_on_a_filesystem_says_so() -> None:
-    with pytest.raises(ValueError, match="nothing is there"):
-        base.load("memory://bases/none")
+@pytest.mark.parametrize("name", ["v1-5-pruned.safetensors", "v1-5-pruned.ckpt"])
+def test_a_checkpoint_in_one_file_is_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"is one file.*from_single_file\(.*\).save_pretrained\("):
+        base.load(str(tmp_path / name))
 
 
 @pytest.mark.skipif(not base.EMBEDDED.is_dir(), reason="the embedded base is not in this checkout")
@@ -180,13 +188,19 @@ def test_the_embedded_base_states_its_licence() -> None:
     assert base.licence(base.EMBEDDED) == "apache-2.0"
 
 
-def test_a_base_that_is_fetched_brings_its_licence_and_keeps_its_digest(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_base_in_a_bucket_loads_brings_its_licence_and_keeps_its_digest(
+    folder: Path, moto_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in {**moto_server.environment(), "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
     plain = base.digest(folder)
     (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
-    fetched = base.locate(f"file://{folder}")
-    assert fetched != folder
-    assert base.licence(fetched) == "cc-by-4.0"
-    assert base.digest(fetched) == plain
+    url = f"s3://{moto_server.bucket}/{tmp_path.name}/base"
+    for file in folder.rglob("*"):
+        if file.is_file():
+            Store(url).put_file(file.relative_to(folder).as_posix(), file)
+    fetched = base.load(url)
+    assert fetched.path.is_relative_to(tmp_path / "cache")
+    assert base.licence(fetched.path) == "cc-by-4.0"
+    assert fetched.digest == plain
+    assert base.load(url) is fetched

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from tasks.synthesis.diffusion import base as bases
-from tasks.synthesis.diffusion import cache, latents, lora, objective, sample
+from tasks.synthesis.diffusion import cache, latents, lora, objective, solver
 from tasks.synthesis.diffusion import examples as views_of
 from tasks.synthesis.diffusion.base import Base
 from tests import REPOSITORY
@@ -195,7 +195,7 @@ def test_another_image_size_autoencoder_or_precision_has_another_key(inpainting_
 def test_masked_latents_are_those_that_inference_builds(inpainting_base: Base) -> None:
     (example,) = examples(1)
     seen = views_of.views(example, PX)
-    encoded = views_of.encode(inpainting_base, [example], ["benign"], True, cache.Forgetful())
+    encoded = views_of.encode(inpainting_base, [example], [example.words], True, cache.Forgetful())
     assert encoded.condition is not None
     condition = latents.condition(inpainting_base, seen.images, seen.holes)
     torch.testing.assert_close(encoded.condition[0], condition, rtol=0, atol=0)
@@ -211,8 +211,8 @@ def test_a_flawed_pair_starts_from_the_flaw_and_aims_at_the_clean_image(text_bas
     seen = views_of.views(pair, PX)
     np.testing.assert_array_equal(seen.holes[0], hole)
     for base in text_base, inpainting_base:
-        scheduler = sample.training_schedule(base.scheduler_config)
-        encoded = views_of.encode(base, [pair, example], ["benign"], False, cache.Forgetful())
+        scheduler = solver.training_schedule(base.scheduler_config)
+        encoded = views_of.encode(base, [pair, example], [example.words], False, cache.Forgetful())
         assert encoded.paired.tolist() == [True, False]
         assert seen.flawed is not None
         torch.testing.assert_close(encoded.start[0], latents.encode(base, seen.flawed), rtol=0, atol=0)
@@ -229,7 +229,7 @@ def test_a_flawed_pair_starts_from_the_flaw_and_aims_at_the_clean_image(text_bas
         by_velocity = scheduler.config["prediction_type"] == "v_prediction"
         target = objective.target_of_pair(scheduler, noisy, encoded.clean[0, :1], times, by_velocity)
         kept = float(scheduler.alphas_cumprod[times[0]])
-        schedule = sample.Schedule([int(times[0])], [kept**0.5, 1.0], [(1 - kept) ** 0.5, 0.0], by_velocity)
+        schedule = solver.Schedule([int(times[0])], [kept**0.5, 1.0], [(1 - kept) ** 0.5, 0.0], by_velocity)
         torch.testing.assert_close(schedule.clean(noisy, target, 0), encoded.clean[0, :1], rtol=1e-3, atol=1e-4)
 
 

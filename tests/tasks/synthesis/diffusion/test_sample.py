@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 
-from tasks.synthesis.diffusion import adapters, latents, sample
+from tasks.synthesis.diffusion import adapters, latents, sample, solver
 from tasks.synthesis.diffusion.base import Base
 from tests.fakes.drafts import ellipse
 
@@ -36,7 +36,7 @@ def test_the_solver_takes_the_steps_of_diffusers_dpm_solver(steps: int, predicti
     }
     theirs = DPMSolverMultistepScheduler(**config, algorithm_type="dpmsolver++", solver_order=2)
     theirs.set_timesteps(steps)
-    ours = sample.noise_schedule(config, steps)
+    ours = solver.noise_schedule(config, steps)
     assert ours.times == theirs.timesteps.tolist()
     generator = torch.Generator().manual_seed(steps)
     x = y = torch.randn((2, 4, 8, 8), generator=generator)
@@ -55,7 +55,7 @@ def test_karras_levels_are_those_of_diffusers(steps: int) -> None:
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     theirs = DPMSolverMultistepScheduler(**config, use_karras_sigmas=True)
     theirs.set_timesteps(steps)
-    ours = sample.noise_schedule(config | {"prediction_type": "epsilon"}, steps, "karras")
+    ours = solver.noise_schedule(config | {"prediction_type": "epsilon"}, steps, "karras")
     sigmas = np.array(ours.noise[:-1]) / np.array(ours.signal[:-1])
     np.testing.assert_allclose(sigmas, theirs.sigmas[:-1], rtol=1e-5)
     assert np.abs(np.array(ours.times) - theirs.timesteps.numpy()).max() <= 0.5 + 1e-6  # they take whole times
@@ -69,9 +69,9 @@ def test_karras_spacing_refuses_a_schedule_that_ends_without_signal() -> None:
         "rescale_betas_zero_snr": True,
         "prediction_type": "v_prediction",
     }
-    assert sample.noise_schedule(config, 4).signal[0] == 0
+    assert solver.noise_schedule(config, 4).signal[0] == 0
     with pytest.raises(ValueError, match="uniform"):
-        sample.noise_schedule(config, 4, "karras")
+        solver.noise_schedule(config, 4, "karras")
 
 
 def test_noise_depends_on_the_seed_alone(any_base: Base) -> None:
