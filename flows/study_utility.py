@@ -82,7 +82,7 @@ def _answer(recipe: Recipe, number: int, store: str, seeds: int, external: Ref |
     done: list[Done] = []
     made = make(recipe, store, done)
     fold = Fold(scans=made.scans, shards=made.shards, curated=made.curated, external=external)
-    facts = _facts(recipe, number, store, made, done, check_split(store, fold).ref)
+    facts = _facts(recipe, number, store, made, done, check_split(store, fold, recipe.source).ref)
     params = recipe.study
     labels = set(recipe.plan.labels) - {HEALTHY}
     looked = {view: params.detector.model_copy(update={"view": view}) for view in params.views}

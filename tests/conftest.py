@@ -25,9 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A throwaway Prefect API on a temporary database."""
-    from prefect.testing.utilities import prefect_test_harness
+    from tests.servers import api  # imports Prefect
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with api.running(tmp_path_factory.mktemp("prefect")):
         yield

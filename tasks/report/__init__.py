@@ -188,7 +188,7 @@ def render(facts: Facts) -> str:
     kept = {row["id"]: _pictured(row) for row in facts.examples}
     refused = [_pictured(row) for row in facts.refused]
     shown = {row.id: row for row in (*kept.values(), *refused)}
-    near = copy_score(facts.histograms)
+    near = copy_score({*facts.histograms, *limits})
     most = limits.get(near or "", (None, None))[1]
     nearest = [original.similarity for original in facts.originals if original.id in kept]
     return environment.get_template("report.html.j2").render(

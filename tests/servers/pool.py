@@ -9,17 +9,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import WorkerStatus
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 
 from flows import ranges
 from tests import REPOSITORY
-from tests.servers.supervisor import free_ports, start, stop
+from tests.servers import api
+from tests.servers.supervisor import start
 
 POOL = "shards"
 _PATIENCE_S = 240
@@ -27,23 +26,11 @@ _PATIENCE_S = 240
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[str]:
-    """The address of a server's API, which is also the one of this process while inside."""
-    (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}/api"
-    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = start([sys.executable, *command], folder / "server.log", PREFECT_HOME=str(folder / "server"))
-    try:
-        deadline = time.monotonic() + _PATIENCE_S
-        while not _answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no Prefect server: {(folder / 'server.log').read_text()[-2000:]}")
-            time.sleep(0.2)
-        with temporary_settings({PREFECT_API_URL: url}):
-            with get_client(sync_client=True) as client:
-                deploy(client)
-            yield url
-    finally:
-        stop(process)
+    """The address of the API of a server with the pool, which is also the one of this process while inside."""
+    with api.running(folder) as url:
+        with get_client(sync_client=True) as client:
+            deploy(client)
+        yield url
 
 
 def deploy(client: SyncPrefectClient) -> None:
@@ -91,10 +78,3 @@ def die(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
     process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
-    except httpx.HTTPError:
-        return False

@@ -328,7 +328,7 @@ def test_the_cards_own_examples_run_as_they_stand(
     assert {row["id"] for split in found["rows"].values() for row in split} == set(rows)
     assert len(list(found["samples"])) == len(rows)
     train = [row for row in rows.values() if row["split"] == "train"]
-    assert len(found["lesions"].imgs) == len(train)
+    assert len(found["outlined"].imgs) == len(train)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         assert len(list(found.pop("stream"))) == len(train)

@@ -12,8 +12,9 @@ from storage.records import SCAN_SCHEMA, SYNTHETIC_SCHEMA, Ref
 from storage.store import Store
 from tasks.check_split import LOOKED_AT, check_split
 from tasks.curate import Curation
+from tasks.sources import folder
 from tasks.study import Fold
-from tests.fakes.pictures import picture
+from tests.fakes.pictures import picture, save
 
 SPLITS = ("train", "train", "val", "test", "test")
 
@@ -31,7 +32,7 @@ def row(name: str, split: str, group: str, image: NDArray, **more: object) -> di
 def fold(store: Store, made: dict[str, object], *, kept: bool) -> Fold:
     """A fold of five scans, each of an exam of its own, and one synthetic image of the training split."""
     scans = [
-        row(f"scan-{k}", split, f"exam-{k}", drawn(k), file=f"{k}.png", verdict="kept", reasons=[])
+        row(f"scan-{k}", split, f"exam-{k}", drawn(k), file=f"images/{k}.png", verdict="kept", reasons=[])
         for k, split in enumerate(SPLITS)
     ]
     verdict = pa.table({"id": ["made-0"], "verdict": ["kept" if kept else "rejected"]})
@@ -53,7 +54,12 @@ def fold(store: Store, made: dict[str, object], *, kept: bool) -> Fold:
 
 def found(tmp_path: Path, made: dict[str, object], *, kept: bool = True) -> dict[str, int]:
     store = Store(str(tmp_path))
-    ref = check_split.fn(str(tmp_path), fold(store, made, kept=kept)).ref
+    for k in range(len(SPLITS)):
+        save(tmp_path / "source" / "images" / f"{k}.png", drawn(k))
+    rows = "".join(f"{k}.png,head\n" for k in range(len(SPLITS)))
+    (tmp_path / "source" / "labels.csv").write_text(f"file,label\n{rows}")
+    source = folder.Params(root=tmp_path / "source", organ="fetal head")
+    ref = check_split.fn(str(tmp_path), fold(store, made, kept=kept), source).ref
     assert json.loads(store.read(ref.key))["looked_at"] == ref.counts[LOOKED_AT]
     return dict(ref.counts)
 
