@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from prefect import task
 from pydantic import Field
 
@@ -110,6 +111,7 @@ def segment(store_url: str, fold: Fold, trial: Trial, params: UNetParams) -> Don
             _shortened(params, trial),
             trial.seed,
             first=lessons.first,
+            turns=lessons.turns,
             augmented=trial.arm.augmentation,
         )
         parts: list[pa.Table] = []
@@ -139,6 +141,7 @@ def segment_by_sam(store_url: str, fold: Fold, trial: Trial, params: SamParams, 
             _shortened(params, trial),
             trial.seed,
             first=lessons.first,
+            turns=lessons.turns,
             augmented=trial.arm.augmentation,
         )
         rows = store.open_table(drawn.key, ["tested", "id", "box"]).to_pylist()
@@ -178,6 +181,7 @@ def classify(store_url: str, fold: Fold, trial: Trial, params: ResNetParams) -> 
                 _shortened(params, trial),
                 trial.seed,
                 first=lessons.first,
+                turns=lessons.turns,
                 augmented=trial.arm.augmentation,
             )
             for tested, scans in _tested(store, fold):
@@ -215,11 +219,13 @@ def lesions_of(kept: Sequence[KeptScan], *splits: str) -> list[KeptScan]:
 
 @dataclass(frozen=True)
 class _Lessons:
-    """What a trial learns from, after what comes first; `counts` are real and synthetic images."""
+    """What a trial learns from, after what comes first; `turns` are 0 for real examples and 1 for synthetic ones where
+    both are to be equally likely; `counts` are real and synthetic images."""
 
     first: Pictures | None
     examples: Pictures
     counts: dict[str, int]
+    turns: NDArray[np.intp] | None = None
 
 
 def _lessons(store: Store, fold: Fold, trial: Trial, *, healthy: bool) -> _Lessons:
@@ -239,7 +245,8 @@ def _lessons(store: Store, fold: Fold, trial: Trial, *, healthy: bool) -> _Lesso
         return _Lessons(None, made, counts)
     if arm.pretrain:
         return _Lessons(made if len(made) else None, real, counts)
-    return _Lessons(None, real.and_also(made), counts)
+    turns = np.repeat(np.arange(2), [len(real), len(made)]) if arm.balanced else None
+    return _Lessons(None, real.and_also(made), counts, turns)
 
 
 def _shortened(params: Downstream, trial: Trial) -> Downstream:

@@ -23,14 +23,20 @@ class Arm(Record):
     pretrain: bool = Field(
         default=False, description="the synthetic images first, then the real ones alone; else both at once"
     )
+    balanced: bool = Field(
+        default=False, description="real and synthetic images equally likely in a batch; else each image is"
+    )
     augmentation: bool = Field(default=True, description="with classical augmentation")
 
     @model_validator(mode="after")
     def _learns_something(self) -> "Arm":
         if not (self.real or self.synthetic):
             raise ValueError(f"arm {self.name!r} has neither real nor synthetic images; give it one of them")
-        if self.pretrain and not (self.real and self.synthetic):
-            raise ValueError(f"arm {self.name!r} pre-trains; it needs real and synthetic images")
+        for option, does in (("pretrain", "pre-trains"), ("balanced", "is balanced")):
+            if getattr(self, option) and not (self.real and self.synthetic):
+                raise ValueError(f"arm {self.name!r} {does}; it needs real and synthetic images")
+        if self.pretrain and self.balanced:
+            raise ValueError(f"arm {self.name!r} pre-trains, so its batches are never mixed; leave out `balanced`")
         return self
 
 
@@ -57,8 +63,10 @@ class Trial(Record):
     def described(self) -> dict[str, object]:
         """All that decides what is learned from: an arm without real images is the same in every regime."""
         regime = self.regime if self.arm.real else Regime(steps=self.regime.steps)
+        # `balanced` came later: without it, what was trained before is what would be trained now.
+        unsaid = {"name"} if self.arm.balanced else {"name", "balanced"}
         return {
-            "arm": self.arm.model_dump(mode="json", exclude={"name"}),
+            "arm": self.arm.model_dump(mode="json", exclude=unsaid),
             "regime": regime.model_dump(mode="json", exclude={"trainings"}),
             "seed": self.seed,
         }

@@ -79,6 +79,11 @@ def learn(
     return averaged.eval()
 
 
+def kinds(turns: NDArray[np.intp] | None, count: int) -> NDArray[np.intp]:
+    """Which kind each of `count` images is of: all of one, unless `turns` says."""
+    return np.zeros(count, np.intp) if turns is None else turns
+
+
 def _average(averaged: "nn.Module", network: "nn.Module", decay: float) -> None:
     import torch
 

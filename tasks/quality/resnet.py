@@ -30,10 +30,12 @@ def train(
     seed: int,
     *,
     first: Pictures | None = None,
+    turns: NDArray[np.intp] | None = None,
     augmented: bool = True,
 ) -> "nn.Module":
     """A network that tells the labels of `examples`, in their alphabetical order, after the pictures that come
-    `first`, whose labels must be the same.
+    `first`, whose labels must be the same. In a batch, labels are equally likely, and so are examples of one label
+    with different numbers in `turns`.
 
     Raises:
         ValueError: fewer than two labels, or others first.
@@ -63,7 +65,9 @@ def train(
 
     start = len(everyone) - len(examples)
     lessons = [np.arange(start), np.arange(start, len(everyone))] if start else [np.arange(len(everyone))]
-    return downstream.learn(network, loss_of, [(rows, wanted[rows]) for rows in lessons], params, seed)
+    classes = [wanted[rows] for rows in lessons]
+    classes[-1] = classes[-1] * 2 + downstream.kinds(turns, len(examples))
+    return downstream.learn(network, loss_of, list(zip(lessons, classes, strict=True)), params, seed)
 
 
 def probabilities(network: "nn.Module", images: Grey, params: Params) -> NDArray[np.float32]:

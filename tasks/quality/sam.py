@@ -152,9 +152,11 @@ def train(
     seed: int,
     *,
     first: Pictures | None = None,
+    turns: NDArray[np.intp] | None = None,
     augmented: bool = True,
 ) -> "SamModel":
-    """`model` with a mask decoder trained on the `examples` with a mask, after those that come `first`.
+    """`model` with a mask decoder trained on the `examples` with a mask, after those that come `first`. Examples of
+    different numbers in `turns` are equally likely in a batch, however few.
 
     In memory are the embeddings of the pictures, and of their mirror images where `augmented`: 2 MB each in ViT-B.
 
@@ -178,6 +180,8 @@ def train(
         count = len(pictures) * (1 + augmented)
         lessons.append((np.arange(start, start + count), np.zeros(count, np.intp)))
         start += count
+    if turns is not None:
+        lessons[-1] = (lessons[-1][0], np.tile(turns[examples.masks.any((1, 2))], 1 + augmented))
     everything, outlines = np.concatenate(images), np.concatenate(masks)
     embedded = embed(model, everything, params)
     tight = [box_of(mask) for mask in outlines]

@@ -30,9 +30,11 @@ def train(
     seed: int,
     *,
     first: Pictures | None = None,
+    turns: NDArray[np.intp] | None = None,
     augmented: bool = True,
 ) -> "nn.Module":
     """A network trained on `examples`, after the pictures that come `first`; masks are blank where nothing is drawn.
+    Examples of different numbers in `turns` are equally likely in a batch, however few.
 
     Raises:
         ValueError: no example has a mask.
@@ -68,10 +70,10 @@ def train(
         return missed + F.binary_cross_entropy_with_logits(logits, masks)
 
     before = len(everyone) - len(examples)
-    lessons = [np.arange(before), np.arange(before, len(everyone))] if before else [np.arange(len(everyone))]
-    return downstream.learn(
-        network, loss_of, [(rows, np.zeros_like(rows)) for rows in lessons], params, seed
-    )  # fmt: skip
+    lessons = [(np.arange(before, len(everyone)), downstream.kinds(turns, len(examples)))]
+    if before:
+        lessons.insert(0, (np.arange(before), np.zeros(before, np.intp)))
+    return downstream.learn(network, loss_of, lessons, params, seed)
 
 
 def draw(network: "nn.Module", images: Grey) -> Mask:

@@ -55,6 +55,10 @@ def test_an_arm_learns_from_something() -> None:
         Arm(name="none", real=False, synthetic=False)
     with pytest.raises(ValidationError, match="needs real and synthetic"):
         Arm(name="first", real=False, pretrain=True)
+    with pytest.raises(ValidationError, match="'half' is balanced; it needs real and synthetic"):
+        Arm(name="half", synthetic=False, balanced=True)
+    with pytest.raises(ValidationError, match="leave out `balanced`"):
+        Arm(name="both", pretrain=True, balanced=True)
 
 
 def test_what_decides_a_training_is_described_and_nothing_else() -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from tasks.quality import gain, resnet, sam, unet
+from tasks.quality import downstream, gain, resnet, sam, unet
 from tasks.quality.judge import Pictures
 from tasks.quality.segmenter import dice
 from tests.fakes import sam as sam_weights
@@ -102,7 +102,7 @@ def test_sam_repeats_and_draws_where_it_is_asked(weights: str) -> None:
         sam.draw(sam.train(sam.load(weights), few, params, 1, first=TESTED), TESTED.images, boxes, params)
         for _ in range(2)
     ]
-    assert np.array_equal(*drawn)
+    assert np.array_equal(drawn[0], drawn[1])
     elsewhere = sam.draw(sam.load(weights), TESTED.images, [(0, 0, 8, 8)] * 40, params)
     assert not np.array_equal(elsewhere, sam.draw(sam.load(weights), TESTED.images, boxes, params))
     with pytest.raises(ValueError, match="masks are blank"):
@@ -168,3 +168,31 @@ def test_weights_that_lack_a_part_are_refused(tmp_path: Path, weights: str) -> N
     save_file({name: part for name, part in whole.items() if "mask_tokens" not in name}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"lacks 1 of SAM's weights, mask_decoder.mask_tokens.weight among them"):
         sam.load(str(tmp_path))
+
+
+def test_examples_of_two_kinds_take_turns_however_few_of_one_there_are(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what is learned from is the six real pictures, each with its mirror image for SAM."""
+    turns, both = np.repeat(np.arange(2), [len(FEW), len(GARBAGE)]), FEW.and_also(GARBAGE)
+    drawn = (both.masks.any((1, 2)) & (turns == 1)).sum()
+    seen: list[NDArray[np.intp]] = []
+
+    def noted(
+        network: torch.nn.Module, loss_of: object, lessons: list[tuple[object, NDArray[np.intp]]], *_: object
+    ) -> torch.nn.Module:
+        seen.append(lessons[-1][1])
+        return network
+
+    monkeypatch.setattr(downstream, "learn", noted)
+    unet.train(both, PARAMS, 0, turns=turns)
+    sam.train(sam.load(weights), both, sam.Params(weights=weights, steps=2), 0, turns=turns)
+    labelled = FEW.and_also(pictures(20, 1, px=32, labels=("benign", "malignant")))
+    resnet.train(labelled, resnet.Params(steps=2, px=32, width=4), 0, turns=np.repeat(np.arange(2), [6, 20]))
+    assert [np.bincount(kinds).tolist() for kinds in seen] == [[6, 60], [12, 2 * drawn], [6, 10, 0, 10]]
+
+
+def test_turns_keep_what_is_real_from_being_drowned() -> None:
+    turns = np.repeat(np.arange(2), [len(FEW), len(GARBAGE)])
+    network = unet.train(FEW.and_also(GARBAGE), PARAMS, 0, turns=turns)
+    assert dice(unet.draw(network, TESTED.images), TESTED.masks).mean() > overlap(FEW.and_also(GARBAGE)).mean() + 0.02
