@@ -232,15 +232,36 @@ def leakage(study: Study) -> str:
 
 
 def findings(study: Study) -> list[str]:
-    """Every gain as a sentence, those whose interval excludes zero first; of pixel F1 only tables tell."""
+    """What each arm gains, a sentence for each measure, those that are surely better first; of pixel F1 only tables
+    tell."""
     gains = [e for e in study.pooled() if e.over is not None and e.low is not None and not e.measure.endswith("F1")]
-    sure = [e for e in gains if (e.low or 0) > 0 or (e.high or 0) < 0]
-    return [
-        f"{e.measure}, {e.tested}, {e.real_images or 0:.0f} real images: {e.arm} {_signed(e.value or 0)} over {e.over} "
-        f"({_span(e.low, e.high)}), better in {e.better} of {e.trainings} trainings"
-        + ("" if e in sure else "; the interval holds zero")
-        for e in sorted(gains, key=lambda e: e not in sure)
-    ]
+    kinds = list(dict.fromkeys((e.measure, e.tested, e.arm) for e in gains))
+    told: list[tuple[bool, str]] = []
+    for measure, tested, arm in kinds:
+        own = [e for e in gains if (e.measure, e.tested, e.arm) == (measure, tested, arm)]
+        verdicts = {verdict: [e for e in own if _verdict(e) == verdict] for verdict in VERDICTS}
+        parts = [f"{verdict} {_counts(of)}" for verdict, of in verdicts.items() if of]
+        told.append((not verdicts["better"], f"{measure}, {tested}, {arm}, over {own[0].over}: {'; '.join(parts)}"))
+    return [sentence for _, sentence in sorted(told, key=lambda line: line[0])]
+
+
+VERDICTS = ("better", "worse", "not told apart")
+"""Of a difference: its interval excludes zero, in the good direction or the other, or holds it."""
+
+
+def _verdict(gain: Estimate) -> str:
+    low, high = (
+        ((gain.low or 0), (gain.high or 0)) if not gain.less_is_better else (-(gain.high or 0), -(gain.low or 0))
+    )
+    return "better" if low > 0 else "worse" if high < 0 else "not told apart"
+
+
+def _counts(gains: Sequence[Estimate]) -> str:
+    told = "with {:.0f} real images ({}, {}, good in {} of {} trainings)"
+    return ", ".join(
+        told.format(e.real_images or 0, _signed(e.value or 0), _span(e.low, e.high), e.better, e.trainings)
+        for e in gains
+    )
 
 
 def grid(estimates: Sequence[Estimate]) -> tuple[list[str], list[list[str]]]:

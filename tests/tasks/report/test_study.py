@@ -106,15 +106,22 @@ def test_an_arm_without_real_images_is_a_level_line_across() -> None:
         draw("empty", "u", [Curve("real", 0, [])])
 
 
-def test_gains_that_are_sure_are_told_first_and_the_others_as_what_they_are() -> None:
-    told = findings(_study())
-    assert len(told) == 8
-    sure = [sentence for sentence in told if "holds zero" not in sentence]
-    assert told[: len(sure)] == sure
-    assert (
-        "segmentation, mean Dice, held out, 10 real images: real + synthetic + 0.060 over real (0.030 to 0.090), "
-        "better in 5 of 5 trainings" in told
-    )
+def test_what_an_arm_gains_is_one_sentence_a_measure_and_what_is_sure_comes_first() -> None:
+    worse = _estimate("unlike", 20.0, 20, -0.06, over="real", better=0)
+    study = _study()
+    told = findings(study.model_copy(update={"estimates": [worse, *study.estimates]}))
+    same = "segmentation, mean Dice, held out, {}, over real: "
+    assert told == [
+        *(
+            same.format(arm)
+            + "better with 10 real images (+ 0.060, 0.030 to 0.090, good in 5 of 5 trainings), "
+            + "with 20 real images (+ 0.040, 0.010 to 0.070, good in 4 of 5 trainings); "
+            + "not told apart with 127 real images (+ 0.020, -0.010 to 0.050, good in 3 of 5 trainings), "
+            + "with 254 real images (+ 0.000, -0.030 to 0.030, good in 2 of 5 trainings)"
+            for arm in ARMS[1:]
+        ),
+        same.format("unlike") + "worse with 20 real images (- 0.060, -0.090 to -0.030, good in 0 of 5 trainings)",
+    ]
 
 
 def test_a_table_has_a_row_a_regime_and_a_column_an_arm() -> None:
@@ -170,8 +177,8 @@ def test_a_study_of_heads_speaks_of_heads_and_says_what_its_sam_is() -> None:
 def test_an_error_that_falls_is_better_and_no_gain() -> None:
     study = _of_heads()
     assert findings(study) == [
-        "segmentation, head circumference error, mm, held out, 5 real images: real + synthetic - 4.500 over real "
-        "(-6.000 to -3.000), better in 4 of 5 trainings"
+        "segmentation, head circumference error, mm, held out, real + synthetic, over real: better with 5 real images "
+        "(- 4.500, -6.000 to -3.000, good in 4 of 5 trainings)"
     ]
     columns, lines = grid(study.curves()["segmentation, head circumference error, mm", "held out"])
     assert columns[-1] == "real + synthetic, difference"
