@@ -26,7 +26,7 @@ from tasks.quality.extractors import ExtractorParams
 from tasks.report.grid import Example, contact_sheet
 from tasks.reuse import Done, reuse
 
-ALGORITHM = 5
+ALGORITHM = 6
 STEP = "export"
 SHEET_COLUMNS = 6
 

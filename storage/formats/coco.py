@@ -28,7 +28,8 @@ from storage.records import Written
 
 _HEALTHY = "normal"  # a category that is never annotated would be a class no detector can learn
 _OURS = ["group", "organ", "pixel_mm", "background_id", "background_kind", "seed", "sha256", "recipe_digest"]
-_COLUMNS = ["id", "image", "mask", "label", "licence", *_OURS]
+_MEASURED = "head_circumference_mm"  # versions from before it was written lack the column
+_COLUMNS = ["id", "image", "mask", "label", "licence", *_OURS, _MEASURED]
 _INFO = {"description": "Synthetic ultrasound images made by sonoforge", "version": "1.0"}
 
 
@@ -118,8 +119,12 @@ def _image(row: dict[str, Any], number: int, licence: int) -> dict[str, Any]:
         "height": height,
         "width": width,
         "license": licence,
-        "sonoforge": {"id": row["id"], "label": row["label"], **{name: row[name] for name in _OURS}},
+        "sonoforge": {"id": row["id"], "label": row["label"], **{name: row[name] for name in _OURS}, **_measured(row)},
     }
+
+
+def _measured(row: dict[str, Any]) -> dict[str, float]:
+    return {} if row.get(_MEASURED) is None else {_MEASURED: row[_MEASURED]}
 
 
 def _annotation(row: dict[str, Any], image_id: int, category: dict[str, int], number: int) -> dict[str, Any] | None:

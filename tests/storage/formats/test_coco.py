@@ -85,3 +85,17 @@ def test_a_normal_image_with_a_marked_lesion_is_refused(tmp_path: Path) -> None:
     parquet.write(rows.set_column(rows.schema.get_field_index("label"), "label", labels).to_batches(), tmp_path)
     with pytest.raises(ValueError, match="labelled normal but its mask marks"):
         coco.write(tmp_path, tmp_path)
+
+
+def test_heads_carry_their_circumference_and_rows_without_one_say_nothing_of_it(tmp_path: Path) -> None:
+    rows = table(30)
+    column = "head_circumference_mm"
+    measured = [100.0 + at if at % 2 else None for at in range(len(rows))]
+    with_it = rows.drop([column]).append_column(column, pa.array(measured, pa.float64()))
+    ids = dict(zip(rows["id"].to_pylist(), measured, strict=True))
+    for name, given in (("with", with_it), ("without", rows.drop([column]))):
+        for content in _written(tmp_path / name, given).values():
+            for image in content["images"]:
+                expected = ids[image["sonoforge"]["id"]] if name == "with" else None
+                assert image["sonoforge"].get(column) == expected
+                assert (column in image["sonoforge"]) == (expected is not None)
