@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from flows.commands import builds, experiments, quality, versions
+from flows.commands import builds, catalogue, deploying, doctor, experiments, quality, reader_study, versions
 from storage.errors import StorageError
 
 app = typer.Typer(
@@ -23,10 +23,17 @@ app = typer.Typer(
     Start with:  `sonoforge build demo`  then  `sonoforge pull demo@latest ./demo`
     """,
 )
-app.add_typer(builds.app)
-app.add_typer(experiments.app)
-app.add_typer(quality.app)
-app.add_typer(versions.app)
+PANELS = {
+    "Build": (builds.app,),
+    "Judge": (quality.app, experiments.app, reader_study.app),
+    "Use versions": (versions.app, catalogue.app),
+    "Operate": (deploying.app, doctor.app),
+}
+for panel, parts in PANELS.items():
+    for part in parts:
+        for command in part.registered_commands:
+            command.rich_help_panel = panel
+        app.add_typer(part)
 
 
 def main() -> None:

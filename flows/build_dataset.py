@@ -6,19 +6,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 from prefect import flow
+from prefect.context import FlowRunContext
 from pydantic import Field
 
-from flows import pins
+from flows import pins, temporary, watching
 from flows.recipe import Recipe
 from flows.runners import fan_out
-from storage import keys, leases
+from storage import keys, leases, manifests
 from storage.records import Ref
 from storage.store import Store
-from tasks import plan, synthesis
+from tasks import plan, stop, synthesis
+from tasks.announce import announce_version
 from tasks.audit import audit_membership
+from tasks.catalogue import rebuild
 from tasks.connect import open_store
 from tasks.curate import CurateParams, curate_set
 from tasks.describe import licensed
@@ -64,26 +67,72 @@ class Made:
 def build_dataset(
     recipe: Annotated[Recipe, Field(description="The dataset to build; flows/recipes/ holds whole examples.")],
     store: Annotated[str, Field(description="Folder or fsspec URL the dataset is published to.")] = "./store",
+    limit: Annotated[
+        str | None,
+        Field(description="Name of the global concurrency limit that the build holds while it works; null: none."),
+    ] = None,
+    time_limit_s: Annotated[
+        float | None,
+        Field(gt=0, description="Seconds of work after which it stops between two batches; null: none. Run it again."),
+    ] = None,
 ) -> BuildResult:
     """Build, judge and publish one version of a synthetic dataset.
 
-    Steps whose inputs and parameters are unchanged are reused, whoever made them and whenever.
+    Steps whose inputs and parameters are unchanged are reused, whoever made them and whenever. So a build that was
+    cancelled, ran out of time or failed goes on where it stopped when it is run again.
     """
+    temporary.tie()
+    watching.quiet()
+    done: list[Done] = []
+    try:
+        with watching.events(), watching.slot(limit), stop.within(time_limit_s):
+            return _build(recipe, store, done)
+    except Exception as error:
+        if FlowRunContext.get() is None:
+            raise
+        # Prefect raises it from the state, which says more than it does.
+        return cast(BuildResult, watching.failed(recipe.name, done, error))
+    except BaseException as error:
+        watching.interrupted(recipe.name, done, error)
+        raise
+
+
+def _build(recipe: Recipe, store: str, done: list[Done]) -> BuildResult:
     opened = open_store(store)
     opened.probe()
     facts = facts_of(recipe)
     licences.combine(facts.made_from)  # a conflict is told before hours of work
-    done: list[Done] = []
+    watching.rename(
+        f"{recipe.name}, building version {manifests.top(opened, recipe.name) + 1}", f"dataset:{recipe.name}"
+    )
     with relied_on(opened, f"build {recipe.name}"):
         made = make(recipe, store, done)
         published = export(store, facts, made.scans, made.shards, made.curated, made.weights, folders_of(done))
     done.append(published.done)
+    _announce(opened, store, published.summary)
     return BuildResult(
         **dict(published.summary),
         seconds=_by_step((step.step, round(step.seconds, 2)) for step in done),
         reused=dict(Counter(step.step for step in done if step.reused)),
         peak_memory_mb=_peak_memory_mb(),
     )
+
+
+def _announce(opened: Store, store: str, summary: Summary) -> None:
+    """Tell people and programs of the version, where it is new; nothing here takes it back."""
+    version = f"{summary.dataset}@{summary.version}"
+    tags = (f"version:{summary.version}", f"gate:{summary.gate}")
+    watching.rename(f"{version}, up to date" if summary.up_to_date else version, *tags)
+    if summary.up_to_date:
+        return
+    announce_version(summary.dataset, summary.version, summary.digest, summary.uri, store, summary)
+    try:
+        rebuild(opened)
+    except Exception as error:  # noqa: BLE001 (whatever it is: the version is published)
+        watching.tell(
+            f"{version} is published, but the catalogue does not show it yet ({type(error).__name__}: {error}): "
+            f"sonoforge catalogue {opened.uri(keys.CATALOGUE)} --store {store} writes it anew; so does the next one"
+        )
 
 
 def make(recipe: Recipe, store: str, done: list[Done]) -> Made:

@@ -26,13 +26,14 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as this_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Cancelling, Crashed
 from pydantic import Field, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from flows.runners import Runner
 from storage import keys, leases
 from storage.store import Store
+from tasks import stop
 from tasks.connect import open_store
 from tasks.reuse import Done, look_up
 from tasks.score import score_shard
@@ -176,6 +177,7 @@ def _make(job: Job, missing: Sequence[int]) -> None:
     reminded = time.monotonic()
     try:
         while waiting or flying:
+            stop.check()
             while waiting and len(flying) < where.workers:
                 flying.append(_started(job, waiting.popleft()))
             time.sleep(min(_POLL_S, where.patience_s / _BEATS))
@@ -194,9 +196,18 @@ def _make(job: Job, missing: Sequence[int]) -> None:
             if time.monotonic() - reminded > _REMINDER_S:
                 reminded = time.monotonic()
                 _remind(job, list(runs.values()))
-    finally:
+    except stop.StoppedError:
+        for one in flying:
+            _stopped(job, one)
+        raise
+    except Exception:
         for one in flying:
             _called_off(job, one)
+        raise
+    except BaseException:  # the build was cancelled, or Ctrl-C
+        for one in flying:
+            _stopped(job, one)
+        raise
 
 
 def _started(job: Job, places: Sequence[int]) -> Range:
@@ -219,7 +230,8 @@ def _started(job: Job, places: Sequence[int]) -> Range:
 
 def _adopted(job: Job, missing: Sequence[int]) -> list[Range]:
     """Ranges that a build which is gone left running, for what of theirs is still missing."""
-    alive = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[*_WAITING, *_BEGUN]))
+    types = [*_WAITING, StateType.PENDING, StateType.RUNNING]
+    alive = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=types))
     tagged = filters.FlowRunFilterTags(all_=[job.tag])
     places = {keys.canonical_json(job.plain[place]): place for place in missing}
     found: list[Range] = []
@@ -297,6 +309,15 @@ def _called_off(job: Job, one: Range) -> None:
         state = job.client.read_flow_run(one.run).state
         if state is not None and state.type in _WAITING:
             job.client.set_flow_run_state(one.run, Cancelled(message="its build has ended"), force=True)
+
+
+def _stopped(job: Job, one: Range) -> None:
+    """Have a range stop as its build does: its worker ends it between two batches, and its shards are kept."""
+    _called_off(job, one)
+    with contextlib.suppress(ObjectNotFound, httpx.HTTPError):
+        state = job.client.read_flow_run(one.run).state
+        if state is not None and state.type in _BEGUN:
+            job.client.set_flow_run_state(one.run, Cancelling(message="its build was stopped"))
 
 
 def _remind(job: Job, runs: Sequence[FlowRun]) -> None:

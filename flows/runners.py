@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect import Task
-from prefect.client.orchestration import get_client
+from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field, model_validator
 
+from flows import temporary
 from storage.records import Record
+from tasks import metrics, stop
 from tasks.connect import BLOCK
-from tasks.reuse import Done
+from tasks.reuse import Done, noted
 from tasks.track import advance
 
 _FIELDS_OF: Mapping[str, tuple[str, ...]] = {
@@ -26,6 +29,8 @@ _FIELDS_OF: Mapping[str, tuple[str, ...]] = {
     "pool": ("pool", "shards", "patience_s", "attempts"),
 }
 """Fields that mean nothing to the other kinds."""
+
+_POLL_S = 1.0
 
 
 class Runner(Record):
@@ -85,14 +90,39 @@ def fan_out(task: Task[Any, Done], calls: Sequence[Mapping[str, Any]], where: Ru
 
     Raises:
         ValueError: what `where` asks for is not there.
+        StoppedError: the run is out of time; whoever works for it stops at the next batch.
     """
     if where.kind == "pool":
         from flows import ranges  # which needs Runner
 
         return ranges.fan_out(task, [_anywhere(call) for call in calls], where)
-    with _workers(where) as runner:
-        futures = [runner.submit(task, _anywhere(call)) for call in calls]
-        return [_counted(future.result(), where) for future in futures]
+    flag = multiprocessing.get_context("spawn").Event() if where.kind == "processes" else threading.Event()
+    with noted(f"in step {task.name}"), _workers(where, flag) as runner, stop.together(flag):
+        of = f"of {len(calls)}"
+        names = [f"{task.name} {number} {of}" for number in range(1, len(calls) + 1)]
+        futures = [
+            runner.submit(task.with_options(task_run_name=name), _anywhere(call))
+            for name, call in zip(names, calls, strict=True)
+        ]
+        ended: list[Done] = []
+        for number, future in enumerate(futures, 1):
+            with noted(f"shard {number} {of}"):
+                ended.append(_counted(_result(future), where))
+        return ended
+
+
+def _result(future: PrefectFuture[Done]) -> Done:
+    """What a task returned; meanwhile the time limit is looked at, which workers elsewhere do not know."""
+    while True:
+        stop.check()
+        try:
+            # As a value: a TimeoutError that is raised is then not the task's own.
+            found: Done | BaseException = future.result(timeout=_POLL_S, raise_on_failure=False)
+        except TimeoutError:
+            continue
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
 
 def _anywhere(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,15 +132,16 @@ def _anywhere(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "store_url": str(Path(store).expanduser().resolve()) if plain else store}
 
 
-def _workers(where: Runner) -> AbstractContextManager[TaskRunner[Any]]:
+def _workers(where: Runner, flag: stop.Flag) -> AbstractContextManager[TaskRunner[Any]]:
     if where.kind == "threads":
         return ThreadPoolTaskRunner(max_workers=where.workers)
-    return _processes(where) if where.kind == "processes" else _ray(where)
+    return _processes(where, flag) if where.kind == "processes" else _ray(where)
 
 
 @contextmanager
-def _processes(where: Runner) -> Generator[TaskRunner[Any]]:
-    with _one_api(), ProcessPoolTaskRunner(max_workers=where.workers, initializer=_end_with_parent) as runner:
+def _processes(where: Runner, flag: stop.Flag) -> Generator[TaskRunner[Any]]:
+    workers = ProcessPoolTaskRunner(max_workers=where.workers, initializer=_begin, initargs=(flag,))
+    with _one_api(), workers as runner:
         yield runner
 
 
@@ -120,9 +151,7 @@ def _one_api() -> Generator[None]:
     if PREFECT_API_URL.value():
         yield
         return
-    with get_client(sync_client=True) as client:
-        url = str(client.api_url)
-    with temporary_settings({PREFECT_API_URL: url}):
+    with temporary_settings({PREFECT_API_URL: temporary.address()}):
         yield
 
 
@@ -143,13 +172,16 @@ def _ray(where: Runner) -> Generator[TaskRunner[Any]]:
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    options: dict[str, Any] = {"runtime_env": {"env_vars": threads}, "logging_level": logging.WARNING}
+    variables = {"OMP_NUM_THREADS": str(torch.get_num_threads()), metrics.VARIABLE: ""}
+    options: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "logging_level": logging.WARNING}
     if where.address is None:
         options |= {"num_cpus": where.workers, "include_dashboard": False}
     ray_runner = RayTaskRunner(address=where.address, init_kwargs=options)
     share = {"num_cpus": 1, "num_gpus": where.gpus, "max_calls": 0, "max_retries": where.attempts - 1}
+    ends = signal.getsignal(signal.SIGTERM)
     with _one_api(), ray_runner as runner, remote_options(**share):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ends)  # Ray's own would end this process on the spot
         _check_gpus(where)
         yield runner
 
@@ -163,6 +195,13 @@ def _check_gpus(where: Runner) -> None:
         raise ValueError(
             f"runner.gpus asks for {where.gpus:g} GPUs a worker; no machine of the Ray cluster has more than {most:g}"
         )
+
+
+def _begin(flag: stop.Flag) -> None:
+    """In a new worker process."""
+    stop.obey(flag)
+    metrics.silence()
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:
@@ -181,4 +220,5 @@ def _counted(step: Done, where: Runner) -> Done:
     """Move the step's bar, which a worker in another process could not reach."""
     if where.kind != "threads":
         advance(step.step, step.ref.rows)
+        metrics.finished(step)
     return step

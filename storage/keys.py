@@ -7,6 +7,7 @@
 - `<dataset>/channels/<channel>/<n>.json`: one move of a channel; the highest number counts.
 - `leases/<id>.json`: what a running publisher or build relies on.
 - `collecting/<id>.json`: a garbage collection is running.
+- `catalogue/…`: pages about all versions, made anew from them at any time.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ from storage.errors import UnsafePathError
 BUILDS = "builds"
 LEASES = "leases"
 COLLECTING = "collecting"
-RESERVED = (BUILDS, LEASES, COLLECTING)
+CATALOGUE = "catalogue"
+RESERVED = (BUILDS, LEASES, COLLECTING, CATALOGUE)
 """Folders of a store that are no datasets."""
 
 SCRATCH = ".tmp"

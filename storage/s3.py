@@ -75,6 +75,9 @@ _NO_CONDITION = {"InvalidArgument", "InvalidRequest", "NotImplemented"}
 _descriptions = botocore.loaders.create_loader()
 """Of the protocol: read once, not by each store."""
 
+_have_answered: set[str] = set()
+"""Addresses of servers that have answered this process: an outage is not taken for a wrong address, whoever asks."""
+
 
 class S3Bucket:
     """A prefix of a bucket."""
@@ -91,7 +94,6 @@ class S3Bucket:
         self.bucket, _, self.root = root.strip("/").partition("/")
         self.shown = shown
         self._patience_s = patience_s
-        self._answered = False
         self._connecting = threading.Lock()
         self._connected: tuple[int, Any] | None = None
 
@@ -243,7 +245,8 @@ class S3Bucket:
         """The answer to a request that is safe to repeat."""
 
         def is_passing(error: Exception) -> bool:
-            self._answered |= isinstance(error, botocore.exceptions.ClientError)
+            if isinstance(error, botocore.exceptions.ClientError):
+                _have_answered.add(self._address)
             return _is_passing(error)
 
         try:
@@ -252,11 +255,15 @@ class S3Bucket:
             if error_code(error) in ("NoSuchKey", "NoSuchBucket", "404"):
                 raise FileNotFoundError(str(error)) from error
             raise
-        self._answered = True
+        _have_answered.add(self._address)
         return answer
 
+    @property
+    def _address(self) -> str:
+        return str(self._client.meta.endpoint_url)
+
     def _patience(self) -> float:
-        return self._patience_s if self._answered else min(FIRST_CONTACT_S, self._patience_s)
+        return self._patience_s if self._address in _have_answered else min(FIRST_CONTACT_S, self._patience_s)
 
     def _stream(self, key: str, start: int, length: int | None) -> Iterator[memoryview]:
         """The bytes of a span, to the end for None; each piece lies where the next will."""

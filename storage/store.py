@@ -186,12 +186,19 @@ class Store:
         """A folder for files on their way into this store, gone when the block ends.
 
         A local store's is on its own disk, so that `put_file` need not copy.
+
+        Raises:
+            StoreFullError: whoever wrote files into it found no space left.
         """
         with self._translated(_WRITE, ""):
             folder = self._backend.staging()
             path = folder.__enter__()
         try:
             yield path
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise explained(error, _WRITE, str(path)) from error
+            raise
         finally:
             folder.__exit__(None, None, None)
 

@@ -69,7 +69,7 @@ def describe_variant(
     return reuse(store, ROW, ALGORITHM, described, inputs, make)
 
 
-@task(name="tabulate ablation")
+@task(name="tabulate ablation", task_run_name="tabulate ablation")
 def tabulate(store_url: str, recipe: str, recipe_digest: str, rows: Sequence[Ref]) -> Done:
     """All variants in one table; the Ref is ablation.json, with ablation.md beside it."""
     store = open_store(store_url)

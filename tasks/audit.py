@@ -37,7 +37,7 @@ class AuditParams(Record):
     levels: int = Field(default=4, ge=1, le=1000, description="Noise levels at which a scan is denoised")
 
 
-@task(name="audit membership")
+@task(name="audit membership", task_run_name="audit membership")
 def audit_membership(
     store_url: str,
     scans: Ref,

@@ -26,7 +26,7 @@ LOOKED_AT = "looked at"
 COLUMNS = ("id", "image", "label", "group", "split", "dataset")
 
 
-@task(name="check split")
+@task(name="check split", task_run_name="check split")
 def check_split(store_url: str, fold: Fold, source: SourceParams) -> Done:
     """Look for groups, copies, neighbouring frames and ancestors that lie in more than one split of the scans that
     were kept and of the synthetic images that curation kept, which are training images. The Ref is what

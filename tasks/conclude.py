@@ -61,7 +61,7 @@ class Answers(Record):
         return [*self.made.digests, *(ref.sha256 for ref in refs)]
 
 
-@task(name="conclude study")
+@task(name="conclude study", task_run_name="conclude study")
 def conclude(
     store_url: str, recipe: str, recipe_digest: str, answers: Sequence[Answers], params: StudyParams, seed: int
 ) -> Done:

@@ -31,8 +31,8 @@ class SonoforgeStore(Block):
     endpoint_url: str | None = Field(default=None, description="S3 server other than AWS")
     region: str | None = Field(default=None, description="S3 region")
 
-    def open(self) -> Store:
-        """The store, with these credentials."""
+    def open(self, **more: Any) -> Store:
+        """The store, with these credentials, and `more` that `Store` takes."""
         options: dict[str, Any] = {
             name: value.get_secret_value()
             for name, value in (("key", self.key), ("secret", self.secret), ("token", self.token))
@@ -42,17 +42,17 @@ class SonoforgeStore(Block):
             options["endpoint_url"] = self.endpoint_url
         if self.region is not None:
             options["client_kwargs"] = {"region_name": self.region}
-        return Store(self.url, **options)
+        return Store(self.url, **{**options, **more})
 
 
-def open_store(where: str) -> Store:
-    """The store at a URL, or that of the Prefect block named after "block:".
+def open_store(where: str, **more: Any) -> Store:
+    """The store at a URL, or that of the Prefect block named after "block:"; `more` is what `Store` takes besides.
 
     Raises:
         ValueError: there is no such block.
     """
     if not where.startswith(BLOCK):
-        return Store(where)
+        return Store(where, **more)
     name = where.removeprefix(BLOCK)
     try:
         block = cast(SonoforgeStore, SonoforgeStore.load(name))  # typed as if it might be a coroutine
@@ -61,4 +61,4 @@ def open_store(where: str) -> Store:
             f"Prefect has no sonoforge-store block called {name!r}: save one with tasks.connect.SonoforgeStore(…)"
             f".save({name!r}), or give --store a URL"
         ) from error
-    return block.open()
+    return block.open(**more)

@@ -87,7 +87,7 @@ class Curation(Outcome):
     selection: Selection | None = None
 
 
-@task(name="curate")
+@task(name="curate", task_run_name="curate")
 def curate_set(
     store_url: str,
     scores: Sequence[Ref],

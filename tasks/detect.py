@@ -35,7 +35,7 @@ _EACH = "by_"
 """Prefix of the columns with the answers of one network alone."""
 
 
-@task(name="detect synthetic")
+@task(name="detect synthetic", task_run_name="detect synthetic")
 def detect_synthetic(
     store_url: str, shards: Sequence[Ref], scans: Ref, labels: Sequence[str], params: Params, seed: int
 ) -> Done:

@@ -13,7 +13,7 @@ from storage.formats import FORMATS
 from storage.records import SOURCE_SCHEMA, Manifest, Outcome, Record, Ref, Written, parquet_options, sample_schema
 from storage.store import Store
 from storage.versions import About, manifest_uri, open_manifest, publish
-from tasks import describe, illustrate, report
+from tasks import describe, illustrate, metrics, report
 from tasks.announce import announce_gate, announce_samples, announce_scores
 from tasks.connect import open_store
 from tasks.curate import Curation
@@ -68,7 +68,7 @@ class Published(Record):
     summary: Summary
 
 
-@task(name="export")
+@task(name="export", task_run_name="export")
 def export(
     store_url: str,
     facts: Facts,
@@ -90,6 +90,7 @@ def export(
     """
     store = open_store(store_url)
     curation = Curation.model_validate_json(store.read(curated.key))
+    metrics.decided(facts.name, curation)
     created = False
 
     def make(key: str) -> Ref:

@@ -24,7 +24,7 @@ STEP = "ingest"
 KEPT = pc.field("verdict") == "kept"
 
 
-@task(name="ingest")
+@task(name="ingest", task_run_name="ingest")
 def ingest(store_url: str, source: SourceParams, screen: ScreenParams, seed: int) -> Done:
     """Read `source`, set aside what cannot be used, split by group; the Ref is `scans.parquet`."""
     store = open_store(store_url)

@@ -61,7 +61,7 @@ class Drawn(Record):
     copied: Ref
 
 
-@task(name="take sides")
+@task(name="take sides", task_run_name="take sides")
 def take_sides(store_url: str, scans: Ref, taught: Ref, labels: Sequence[str]) -> Done:
     """Which training lesions taught the generator, and which nothing saw; the Ref is a table: id, group, label, side.
 
@@ -125,7 +125,7 @@ def ask(store_url: str, made: Made, lesson: Lesson, params: ResNetParams, seed: 
     return reuse(store, ASK, ASK_ALGORITHM, described, inputs, make)
 
 
-@task(name="find memorised")
+@task(name="find memorised", task_run_name="find memorised")
 def find_copied(store_url: str, made: Made) -> Done:
     """Which samples resemble a lesion scan that taught the generator more than unseen scans do; the Ref is a table: id,
     side (sample, unseen), kept, picture and lesion (the similarity each reached), is_copy.
@@ -161,7 +161,7 @@ def find_copied(store_url: str, made: Made) -> Done:
     return reuse(store, COPIES, COPIES_ALGORITHM, {"labels": made.labels}, inputs, make)
 
 
-@task(name="conclude memorisation")
+@task(name="conclude memorisation", task_run_name="conclude memorisation")
 def conclude_memorisation(
     store_url: str,
     about: Mapping[str, str],

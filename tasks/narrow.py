@@ -15,7 +15,7 @@ ALGORITHM = 1
 STEP = "narrow"
 
 
-@task(name="narrow")
+@task(name="narrow", task_run_name="narrow")
 def narrow(store_url: str, scans: Ref, images: float, seed: int) -> Done:
     """Keep the first `images` of the training split (up to 1 a share), whole groups, and set the others aside; the
     scans for validation and test stay. The Ref is a table like that of `scans`."""

@@ -1,7 +1,8 @@
 """Reuse what a step already made: the resume, the cache and the incremental rebuild, in one function."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from pydantic import BaseModel
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from storage import keys, steps
 from storage.records import Record, Ref
 from storage.store import Store
+from tasks import metrics, stop
 
 _looking: ContextVar[bool] = ContextVar("looking", default=False)
 
@@ -37,15 +39,27 @@ def reuse(
         inputs: digests of everything the step reads.
         make: writes the step's files under `keys.step_file(step, key, ...)` and returns their `Ref`.
     """
+    stop.check()
     start = time.perf_counter()
-    key = keys.step_key(step, algorithm, params, inputs)
-    ref = steps.find(store, step, key)
-    if ref is not None:
-        return Done(step=step, ref=ref, reused=True, seconds=time.perf_counter() - start)
-    if _looking.get():
-        raise _NotMadeError(step)
-    ref = steps.finish(store, step, key, make(key))
-    return Done(step=step, ref=ref, reused=False, seconds=time.perf_counter() - start)
+    with noted(f"in step {step}"):
+        key = keys.step_key(step, algorithm, params, inputs)
+        ref = steps.find(store, step, key)
+        if ref is not None:
+            return metrics.finished(Done(step=step, ref=ref, reused=True, seconds=time.perf_counter() - start))
+        if _looking.get():
+            raise _NotMadeError(step)
+        ref = steps.finish(store, step, key, make(key))
+    return metrics.finished(Done(step=step, ref=ref, reused=False, seconds=time.perf_counter() - start))
+
+
+@contextmanager
+def noted(where: str) -> Generator[None]:
+    """An error that leaves the block says where it happened, in a note of its own; also from another process."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(where)
+        raise
 
 
 def look_up(step: Callable[[], Done]) -> Done | None:

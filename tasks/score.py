@@ -40,7 +40,7 @@ class Origins(Record):
     labels: list[str]
 
 
-@task(name="score")
+@task(name="score", task_run_name="score")
 def score_shard(
     store_url: str,
     shard: Ref,
@@ -78,7 +78,7 @@ def score_shard(
     return done
 
 
-@task(name="describe real scans")
+@task(name="describe real scans", task_run_name="describe real scans")
 def describe_real(
     store_url: str,
     scans: Ref,

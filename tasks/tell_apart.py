@@ -75,7 +75,7 @@ def detect(store_url: str, fold: Fold, what: str, params: DetectorParams, seed: 
     return reuse(store, DETECT, DETECT_ALGORITHM, described, inputs, make)
 
 
-@task(name="study copies")
+@task(name="study copies", task_run_name="study copies")
 def find_copies(store_url: str, fold: Fold) -> Done:
     """Nearest training lesion of every kept and every held-out real lesion; the Ref is a table: side (synthetic,
     real), id, group, similarity, nearest (id), is_copy: more alike than 95 % of the held-out real ones are."""

@@ -107,7 +107,7 @@ def train_adapter(store_url: str, scans: Ref, base: str, params: LoraParams, lab
     return reuse(store, ADAPTER, ADAPTER_ALGORITHM, described, [scans.sha256, digest], make)
 
 
-@task(name="train picture adapter")
+@task(name="train picture adapter", task_run_name="train picture adapter")
 def train_picture_adapter(
     store_url: str,
     scans: Ref,
@@ -148,7 +148,7 @@ def train_picture_adapter(
     return reuse(store, ADAPTER, ADAPTER_ALGORITHM, described, [scans.sha256, digest], make)
 
 
-@task(name="train controlnet")
+@task(name="train controlnet", task_run_name="train controlnet")
 def train_controlnet(
     store_url: str,
     scans: Ref,
@@ -249,7 +249,7 @@ def picture_examples(
     return examples
 
 
-@task(name="train harmonizer")
+@task(name="train harmonizer", task_run_name="train harmonizer")
 def train_harmonizer(
     store_url: str, scans: Ref, base: str, params: seams.Params | None, labels: Sequence[str], seed: int
 ) -> Done:

@@ -82,7 +82,7 @@ def train_judge(store_url: str, scans: Ref, name: JudgeName, params: JudgesParam
     return reuse(store, step, JUDGE_ALGORITHM, described, [scans.sha256], make)
 
 
-@task(name="train critic")
+@task(name="train critic", task_run_name="train critic")
 def train_critic(store_url: str, scans: Ref, generator: Generator, seed: int, params: CriticParams | None) -> Done:
     """Train the Vision Transformer that picks candidates: real lesions against generated ones.
 

@@ -24,7 +24,7 @@ ALGORITHM = 1
 STEP = "tune-decoder"
 
 
-@task(name="tune decoder")
+@task(name="tune decoder", task_run_name="tune decoder")
 def tune_decoder(
     store_url: str, scans: Ref, base: str, params: DecoderParams | None, seed: int, learned: Learned = "lesion"
 ) -> Done:

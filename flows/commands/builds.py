@@ -37,9 +37,11 @@ def build(
     from flows import recipe as recipes
 
     loaded = recipes.load(recipe, overrides or [])
+    from flows import watching
     from flows.build_dataset import build_dataset
     from tasks.track import display
 
+    watching.started_by(sys.argv[1:])
     # Prefect and libraries may print; with --json standard output carries the result alone.
     with contextlib.redirect_stdout(sys.stderr), display():
         result = build_dataset(recipe=loaded, store=store)

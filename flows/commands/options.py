@@ -1,8 +1,11 @@
 """Arguments that several commands take."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from storage.store import Store
 
 StoreOption = Annotated[
     str,
@@ -22,3 +25,14 @@ NameArgument = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def store_at(url: str) -> "Store":
+    """The store of a `--store`; Prefect is asked only where a block is named."""
+    if url.startswith("block:"):
+        from tasks.connect import open_store
+
+        return open_store(url)
+    from storage.store import Store
+
+    return Store(url)

@@ -7,6 +7,10 @@ from pathlib import Path
 
 def quiet() -> None:
     """Before libraries are imported: no telemetry, and no log beside our own words, unless asked otherwise."""
+    if os.environ.get("SONOFORGE_LOG") == "json":  # one object a line, as Prefect writes them
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER", "json")
+        os.environ.setdefault("PREFECT_LOGGING_COLORS", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.commands.options import JsonOption, NameArgument, StoreOption
+from flows.commands.options import JsonOption, NameArgument, StoreOption, store_at
 
 if TYPE_CHECKING:
     from storage.store import Store
@@ -38,7 +38,7 @@ def list_(
     from storage import channels, retractions
     from storage.versions import list_versions, manifest_uri
 
-    opened = _opened(store)
+    opened = store_at(store)
     pointing: dict[tuple[str, int], list[str]] = {}
     table = Table("version", "rows", "digest", "created", "state", "uri", box=None)
     lines: list[dict[str, object]] = []
@@ -82,7 +82,7 @@ def show(name: NameArgument, store: StoreOption = "./store", as_json: JsonOption
     from storage import retractions
     from storage.versions import manifest_uri, open_manifest
 
-    opened = _opened(store)
+    opened = store_at(store)
     manifest = open_manifest(opened, name)
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
@@ -125,7 +125,7 @@ def pull(
     from storage.pulling import pull as pull_version
     from storage.versions import open_manifest
 
-    opened = _opened(store)
+    opened = store_at(store)
     manifest = open_manifest(opened, name)
     shown = f"{manifest.dataset}@{manifest.version}"
     with _transfer(shown) as (expect, advance):
@@ -153,7 +153,7 @@ def verify(
     from storage.verifying import verify as verify_version
     from storage.versions import open_manifest
 
-    opened = _opened(store)
+    opened = store_at(store)
     manifest = open_manifest(opened, name)
     problems = verify_version(opened, manifest, deep=deep)
     for problem in problems:
@@ -175,7 +175,7 @@ def diff(
     from storage.comparing import compare, lines
     from storage.versions import open_manifest
 
-    opened = _opened(store)
+    opened = store_at(store)
     found = compare(opened, open_manifest(opened, one), open_manifest(opened, two))
     typer.echo(found.model_dump_json(indent=2) if as_json else "\n".join(lines(found)))
 
@@ -191,7 +191,7 @@ def lineage(
     from storage.lineage import lines, trace
     from storage.versions import open_manifest
 
-    opened = _opened(store)
+    opened = store_at(store)
     traced = trace(opened, open_manifest(opened, name), row)
     typer.echo(traced.model_dump_json(indent=2) if as_json else "\n".join(lines(traced)))
 
@@ -206,10 +206,11 @@ def promote(
     from storage import channels
     from storage.versions import open_manifest
 
-    opened = _opened(store)
+    opened = store_at(store)
     manifest = open_manifest(opened, name)
     entry = channels.move(opened, manifest.dataset, channel, manifest.version)
     typer.echo(f"{manifest.dataset}@{channel} is {manifest.dataset}@{manifest.version} (move {entry.number})")
+    _show(opened)
 
 
 @app.command(name="channels")
@@ -222,7 +223,7 @@ def channels_(
     from flows.commands.tables import print_table
     from storage import channels
 
-    opened = _opened(store)
+    opened = store_at(store)
     moves = [entry for name in channels.names(opened, dataset) for entry in channels.history(opened, dataset, name)]
     if as_json:
         typer.echo(json.dumps([entry.model_dump() for entry in moves], indent=2))
@@ -243,9 +244,10 @@ def retract(
     from storage import retractions
     from storage.versions import open_manifest
 
-    opened = _opened(store)
+    opened = store_at(store)
     tombstone = retractions.retract(opened, open_manifest(opened, name), reason)
     typer.echo(f"retracted {tombstone.dataset}@{tombstone.version} ({tombstone.retracted}): {tombstone.reason}")
+    _show(opened)
 
 
 @app.command()
@@ -265,19 +267,23 @@ def gc(
     """
     from storage.garbage import collect, lines
 
-    found = collect(_opened(store), dataset=dataset, older_than=_age(older_than), builds=builds, delete=delete)
+    found = collect(store_at(store), dataset=dataset, older_than=_age(older_than), builds=builds, delete=delete)
     typer.echo(found.model_dump_json(indent=2) if as_json else "\n".join(lines(found)))
 
 
-def _opened(store: str) -> "Store":
-    """The store; Prefect is asked only where a block is named."""
-    if store.startswith("block:"):
-        from tasks.connect import open_store
+def _show(store: "Store") -> None:
+    """Bring the catalogue up to date where the store has one; what was done before stands, whatever becomes of that."""
+    from storage import keys
+    from storage.errors import StorageError
 
-        return open_store(store)
-    from storage.store import Store
+    try:
+        if store.exists(f"{keys.CATALOGUE}/index.html"):
+            from tasks.catalogue import rebuild
 
-    return Store(store)
+            rebuild(store)
+    except (StorageError, OSError) as error:
+        again = f"sonoforge catalogue {store.uri(keys.CATALOGUE)} --store {store.url}"
+        typer.echo(f"the catalogue does not show this yet ({error}): run `{again}`", err=True)
 
 
 def _age(text: str) -> timedelta:

@@ -1,20 +1,17 @@
 """The web page of a version: one HTML file that needs nothing else. No date: same facts, same bytes."""
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 from markupsafe import Markup
 
 from storage.images import decode_grey, decode_mask
 from storage.records import LINEAGE_FIELDS, SetScore
 from tasks.imaging import Grey, Mask
 from tasks.report import charts, headlines
+from tasks.report.page import STYLE, environment, inline, policy
 from tasks.report.pictures import Picture, picture
 from tasks.report.summary import Batches, Bins, Limits, cause, spread
 
@@ -30,7 +27,6 @@ EXTREMES = 144
 WHOLE_COPY, LESION_COPY = "picture_similarity", "nearest_similarity"
 """The image scores that say how near a sample comes to a training image: all of it, or what its mask marks."""
 
-_FOLDER = Path(__file__).parent
 _LINEAGE = [name for name, _ in LINEAGE_FIELDS]
 
 
@@ -174,16 +170,7 @@ def pick_rejected(rows: Batches) -> list[str]:
 
 def render(facts: Facts) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = charts.number
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    style, script = _inline("report.css"), _inline("report.js")
+    style, script = inline(STYLE), inline("report.js")
     limits = facts.thresholds
     kept = {row["id"]: _pictured(row) for row in facts.examples}
     refused = [_pictured(row) for row in facts.refused]
@@ -191,42 +178,45 @@ def render(facts: Facts) -> str:
     near = copy_score({*facts.histograms, *limits})
     most = limits.get(near or "", (None, None))[1]
     nearest = [original.similarity for original in facts.originals if original.id in kept]
-    return environment.get_template("report.html.j2").render(
-        facts=facts,
-        style=style,
-        script=script,
-        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
-        headlines=[
-            headlines.counted(facts.planned, facts.kept, facts.rejected, facts.failed),
-            *headlines.scored(facts.scores, facts.higher_is_better),
-            *headlines.copied(max(nearest, default=None), most),
-        ],
-        counts={"kept": facts.kept, "rejected": sum(facts.rejected.values()), "failed": facts.failed},
-        bar=charts.bar({"kept": facts.kept, "rejected": sum(facts.rejected.values()), "failed": facts.failed}),
-        rejected=_by_count(facts.rejected),
-        failures=_by_count(facts.failures),
-        scores=[(score, charts.interval(score), _passed(score.name, facts.gate)) for score in facts.scores],
-        labels=_side_by_side(facts.real, [kept[id] for id in facts.spread]),
-        others=[row for id, row in kept.items() if id not in set(facts.spread)],
-        refused=refused,
-        copies=[_Copy(shown[original.id], original, most) for original in facts.originals],
-        most=most,
-        whole=near == WHOLE_COPY,
-        histograms=[
-            (name, charts.histogram(name, bins, *limits.get(name, (None, None))))
-            for name, bins in facts.histograms.items()
-        ],
-        trends=_trends(facts),
-        page={
-            "extremes": facts.extremes,
-            "scores": [
-                {"name": name, "higher": name in facts.higher_is_better, "limits": limits.get(name, (None, None))}
-                for name in facts.histograms
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            facts=facts,
+            style=style,
+            script=script,
+            policy=policy(style, script),
+            headlines=[
+                headlines.counted(facts.planned, facts.kept, facts.rejected, facts.failed),
+                *headlines.scored(facts.scores, facts.higher_is_better),
+                *headlines.copied(max(nearest, default=None), most),
             ],
-            "samples": {row["id"]: _details(row, facts) for row in (*facts.examples, *facts.refused)},
-        },
-        lineage=[row for row in facts.examples if row["id"] in set(facts.spread)],
+            counts={"kept": facts.kept, "rejected": sum(facts.rejected.values()), "failed": facts.failed},
+            bar=charts.bar({"kept": facts.kept, "rejected": sum(facts.rejected.values()), "failed": facts.failed}),
+            rejected=_by_count(facts.rejected),
+            failures=_by_count(facts.failures),
+            scores=[(score, charts.interval(score), _passed(score.name, facts.gate)) for score in facts.scores],
+            labels=_side_by_side(facts.real, [kept[id] for id in facts.spread]),
+            others=[row for id, row in kept.items() if id not in set(facts.spread)],
+            refused=refused,
+            copies=[_Copy(shown[original.id], original, most) for original in facts.originals],
+            most=most,
+            whole=near == WHOLE_COPY,
+            histograms=[
+                (name, charts.histogram(name, bins, *limits.get(name, (None, None))))
+                for name, bins in facts.histograms.items()
+            ],
+            trends=_trends(facts),
+            page={
+                "extremes": facts.extremes,
+                "scores": [
+                    {"name": name, "higher": name in facts.higher_is_better, "limits": limits.get(name, (None, None))}
+                    for name in facts.histograms
+                ],
+                "samples": {row["id"]: _details(row, facts) for row in (*facts.examples, *facts.refused)},
+            },
+            lineage=[row for row in facts.examples if row["id"] in set(facts.spread)],
+        )
     )
 
 
@@ -314,13 +304,3 @@ def _trends(facts: Facts) -> list[tuple[str, Markup]]:
         if count > 1
     }
     return [(name, charts.trend(name, points[name])) for name in points]
-
-
-def _inline(name: str) -> Markup:
-    """A file of this folder, to stand inside the page as it is."""
-    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
-
-
-def _hash(text: str) -> str:
-    """How a content security policy names an inline style or script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

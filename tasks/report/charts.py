@@ -10,6 +10,7 @@ from tasks.report.summary import BINS, Bins
 
 _W, _H = 320, 120  # histogram's plot area; its text lies below
 _SPAN_W, _SPAN_H = 160, 24
+_NUMBERED = 21  # versions that fit below a trend, each with its number
 
 
 def number(value: float | None) -> str:
@@ -85,16 +86,24 @@ def interval(score: SetScore) -> Markup:
     )
 
 
-def trend(name: str, versions: Sequence[tuple[str, SetScore | None]]) -> Markup:
+def trend(name: str, versions: Sequence[tuple[str, SetScore | None]], *, described: bool = False) -> Markup:
     """One score over versions, oldest first: value and interval, the floor as a band behind it.
 
     The line is broken where a version has no value, or another extractor than the one before: those do not compare.
-    At least one must have a value.
+    At least one must have a value. Of more than 21 versions not all are numbered.
+
+    Args:
+        name: of the score.
+        versions: what to write below each, and its score.
+        described: for readers by ear and by mouse, a title, a description and a title for each value, not a label.
     """
     scores = [score for _, score in versions if score is not None]
     present = [value for score in scores for value in _values(score)]
     low, high = min(0.0, *present), max(0.0, *present)
     step = _W / len(versions)
+    dense = len(versions) > _NUMBERED
+    radius = min(4.0, 0.4 * step) if dense else 4
+    numbered = -(-len(versions) // (_NUMBERED // 2)) if dense else 1
     before: tuple[float, float, str] | None = None
 
     def at(value: float) -> float:
@@ -103,7 +112,8 @@ def trend(name: str, versions: Sequence[tuple[str, SetScore | None]]) -> Markup:
     parts: list[str] = [f'<line class="axis" x1="0" x2="{_W}" y1="{at(0):.2f}" y2="{at(0):.2f}"/>']
     for index, (version, score) in enumerate(versions):
         x = (index + 0.5) * step
-        parts.append(f'<text x="{x:.2f}" y="{_H + 15}" text-anchor="middle">{escape(version)}</text>')
+        if (len(versions) - 1 - index) % numbered == 0:
+            parts.append(f'<text x="{x:.2f}" y="{_H + 15}" text-anchor="middle">{escape(version)}</text>')
         if score is None or score.value is None:
             before = None
             continue
@@ -119,11 +129,16 @@ def trend(name: str, versions: Sequence[tuple[str, SetScore | None]]) -> Markup:
         if score.low is not None and score.high is not None:
             ends = f'y1="{at(score.low):.2f}" y2="{at(score.high):.2f}"'
             parts.append(f'<line class="span" x1="{x:.2f}" x2="{x:.2f}" {ends}/>')
-        parts.append(f'<circle class="value" cx="{x:.2f}" cy="{y:.2f}" r="4"/>')
+        dot = f'class="value" cx="{x:.2f}" cy="{y:.2f}" r="{radius:.3g}"'
+        told = f"<circle {dot}><title>{escape(f'{version}: {_told(score)}')}</title></circle>"
+        parts.append(told if described else f"<circle {dot}/>")
         before = x, y, score.extractor
     words = ", ".join(f"{version} {number(score.value if score else None)}" for version, score in versions)
+    label = "" if described else f' aria-label="{escape(f"{name}: {words}")}"'
+    if described:
+        parts.insert(0, f"<title>{escape(name)} over versions</title><desc>{escape(words)}</desc>")
     return Markup(
-        f'<svg class="trend" viewBox="-46 -2 {_W + 48} {_H + 20}" role="img" aria-label="{escape(f"{name}: {words}")}">'
+        f'<svg class="trend{" dense" * dense}" viewBox="-46 -2 {_W + 48 + 12 * dense} {_H + 20}" role="img"{label}>'
         f'{"".join(parts)}<text x="-4" y="{at(high) + 4:.2f}" text-anchor="end">{number(high)}</text>'
         f'<text x="-4" y="{at(low) + 4:.2f}" text-anchor="end">{number(low)}</text></svg>'
     )
@@ -144,3 +159,13 @@ def _values(score: SetScore) -> list[float]:
     """All that a chart of it must hold."""
     known = [score.value, score.low, score.high, score.floor, score.floor_low, score.floor_high]
     return [value for value in known if value is not None]
+
+
+def _told(score: SetScore) -> str:
+    """A score in words, where it is a number.
+
+    >>> _told(SetScore(name="kid", value=0.1, low=0, high=0.2, floor=0.05, n_real=9, n_synthetic=8, extractor="x"))
+    '0.1 (0 to 0.2), floor 0.05'
+    """
+    span = "" if score.low is None or score.high is None else f" ({number(score.low)} to {number(score.high)})"
+    return f"{number(score.value)}{span}, floor {number(score.floor)}"

@@ -1,14 +1,13 @@
 """The page of the memorisation experiment: `memorisation.html`, one file that needs nothing else."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from markupsafe import Markup, escape
 
 from tasks.report.ablation import Interval
 from tasks.report.memorisation import COLUMNS, LESSONS, Memorisation, Row, findings, how_to_read, rows
+from tasks.report.page import STYLE, environment, inline
 
-TEMPLATES = Path(__file__).parent
 _W, _ROW = 420, 44  # plot area and the height of one classifier
 _LEFT, _BELOW = 110, 24
 _SIDES = (("seen", "rejected", 14), ("unseen", "kept", 30))
@@ -17,20 +16,19 @@ _SIDES = (("seen", "rejected", 14), ("unseen", "kept", 30))
 
 def render(found: Memorisation) -> str:
     """The whole page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("memorisation.html.j2").render(
-        found=found,
-        style=Markup((TEMPLATES / "report.css").read_text()),
-        findings=findings(found),
-        reading=how_to_read(found),
-        chart=chart(found.rows),
-        columns=COLUMNS,
-        lines=rows(found),
-        lessons=LESSONS,
+    return (
+        environment()
+        .get_template("memorisation.html.j2")
+        .render(
+            found=found,
+            style=inline(STYLE),
+            findings=findings(found),
+            reading=how_to_read(found),
+            chart=chart(found.rows),
+            columns=COLUMNS,
+            lines=rows(found),
+            lessons=LESSONS,
+        )
     )
 
 

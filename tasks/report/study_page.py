@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from markupsafe import Markup
 
 from tasks.report import curves
+from tasks.report.page import environment
 from tasks.report.study import (
     Estimate,
     Study,
@@ -20,7 +20,6 @@ from tasks.report.study import (
     notes,
 )
 
-TEMPLATES = Path(__file__).parent
 COLORS = 7
 
 
@@ -37,23 +36,22 @@ class Panel:
 
 def render(study: Study) -> str:
     """The whole page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     colors = _colors(study)
-    return environment.get_template("study.html.j2").render(
-        study=study,
-        reading=how_to_read(study),
-        findings=findings(study),
-        legend=colors,
-        panels=[_panel(title, found, colors) for title, found in study.curves().items()],
-        others=about_synthetic(study),
-        folds=about_folds(study),
-        leakage=leakage(study),
-        notes=notes(study),
-        claims=claims(study),
+    return (
+        environment()
+        .get_template("study.html.j2")
+        .render(
+            study=study,
+            reading=how_to_read(study),
+            findings=findings(study),
+            legend=colors,
+            panels=[_panel(title, found, colors) for title, found in study.curves().items()],
+            others=about_synthetic(study),
+            folds=about_folds(study),
+            leakage=leakage(study),
+            notes=notes(study),
+            claims=claims(study),
+        )
     )
 
 

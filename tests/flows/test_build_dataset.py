@@ -1,13 +1,8 @@
 """The whole path on tiny phantoms and a tiny random base: what is published, reused, resumed and refused."""
 
-import contextlib
 import errno
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -38,50 +33,11 @@ from tasks.quality import SET_SCORES, extractors
 from tasks.quality.extractors import ExtractorParams
 from tasks.score import origins
 from tests.fakes.base import make_base
+from tests.flows.builds import finish, kill, refs, start
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 SHARDS = 3
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A recipe that runs in seconds: random weights, so its pictures are noise; everything else is real."""
-    base = make_base(tmp_path_factory.mktemp("base"), channels=9)
-    return {
-        "name": "tiny",
-        "seed": 3,
-        "source": {"dataset": "phantom", "count": 40, "px": 64},
-        "screen": {"px": 64},
-        "base": str(base),
-        "lora": {"steps": 4, "warmup": 1, "batch": 2, "validate_every": 2, "checkpoint_every": 2, "rank": 2},
-        "decoder": {"steps": 2, "warmup": 1, "batch": 2, "crop": 32},
-        "harmonizer": {"steps": 2, "warmup": 1, "batch": 2, "rank": 2, "flaws_per_scan": 1},
-        "judges": {
-            "classifier": {"steps": 4},
-            "segmenter": {"steps": 4},
-            "detector": {"steps": 4},
-            "critic": {"generated": 10, "training": {"steps": 4}},
-        },
-        "plan": {"samples": 12, "shard": 4},
-        "audit": {"scans": 8, "levels": 1},
-        "stages": [
-            {"stage": "layout"},
-            {"stage": "lesion", "steps": 2},
-            {"stage": "harmonize", "steps": 2},
-            {"stage": "levels"},
-        ],
-        "curate": [{"score": "lesion_contrast", "min": 0.05}],
-    }
-
-
-@pytest.fixture(scope="session")
-def built(
-    tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, prefect_server: None
-) -> tuple[Path, BuildResult]:
-    """The store and the result of an undisturbed build of `tiny`."""
-    store = tmp_path_factory.mktemp("store")
-    return store, build_dataset(recipe=parse(tiny), store=str(store))
 
 
 @pytest.fixture
@@ -177,9 +133,10 @@ def test_asking_for_more_makes_only_more(copied: Path, tiny: dict[str, Any]) -> 
     [
         {"workers": 3, "kind": "threads"},
         pytest.param({"workers": 2, "kind": "processes"}, marks=pytest.mark.slow),
+        pytest.param({"workers": 2, "kind": "ray"}, marks=pytest.mark.slow),
     ],
 )
-def test_threads_and_processes_give_the_same_bytes_as_one_worker(
+def test_every_runner_gives_the_same_bytes_as_one_worker(
     runner: dict[str, Any], tiny: dict[str, Any], built: Any, copied: Path
 ) -> None:
     made = {path: path.read_bytes() for path in copied.glob("builds/*/*/*.parquet")}
@@ -317,49 +274,11 @@ def test_a_set_of_which_nothing_is_kept_is_refused_with_its_report(copied: Path,
     assert Path(str(caught.value).rsplit("report: ", 1)[1]).is_file()
 
 
-def start(recipe: Path, store: Path) -> subprocess.Popen[bytes]:
-    """A build in a process group and a Prefect home of its own: no database of one build is there for the next.
-
-    Output goes to files: a pipe would stay open for as long as the temporary Prefect server of a killed build lives.
-    """
-    number = time.monotonic_ns()
-    environment = {**os.environ, "PREFECT_HOME": str(store.parent / f"prefect-{number}")}
-    command = [sys.executable, "-m", "flows", "build", str(recipe), "--store", str(store), "--json"]
-    with output(store, "out", number).open("wb") as out, output(store, "err", number).open("wb") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
-    process.args = str(number)  # what `finish` finds the output by
-    return process
-
-
-def output(store: Path, kind: str, number: int) -> Path:
-    return store.parent / f"{kind}-{number}"
-
-
-def finish(process: subprocess.Popen[bytes], store: Path) -> BuildResult:
-    """The result that a build printed as JSON."""
-    number = int(str(process.args))
-    assert process.wait(timeout=300) == 0, output(store, "err", number).read_text()
-    return BuildResult.model_validate_json(output(store, "out", number).read_text())
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """`kill -9`; then tidy up what the dead build could not: its temporary Prefect server."""
-    process.kill()
-    process.wait()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def refs(store: Path) -> set[Path]:
-    return set(store.glob("builds/*/*/ref.json"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("finished", "runner"),
     [
         ("train-adapter", {}),
-        ("synthesize", {}),
         ("synthesize", {"workers": 2, "kind": "processes"}),
         ("curate", {}),
     ],

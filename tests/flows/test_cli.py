@@ -17,28 +17,13 @@ def sonoforge(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "build",
-        "inspect",
-        "list",
-        "show",
-        "pull",
-        "verify",
-        "train-base",
-        "study",
-        "lock",
-        "memorisation",
-        "ablate",
-        "score",
-        "copies",
-        "check-leakage",
-    ],
-)
-def test_help_names_every_command(command: str) -> None:
+COMMANDS = """build lock inspect train-base study ablate score copies check-leakage memorisation reader-study list show
+pull verify diff lineage promote channels retract gc catalogue deploy doctor"""
+
+
+def test_help_names_every_command() -> None:
     output = sonoforge("--help").stdout
-    assert command in output
+    assert [name for name in COMMANDS.split() if f"│ {name} " not in output] == []
 
 
 def test_help_of_a_command_teaches_by_example() -> None:

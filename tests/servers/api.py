@@ -15,8 +15,8 @@ _PATIENCE_S = 240
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[str]:
-    """The address of its API; the server ends with the block, or with this process.
+def running(folder: Path, **environment: str) -> Iterator[str]:
+    """The address of its API; the server ends with the block, or with this process. `environment` is added to its own.
 
     Prefect's own `prefect_test_harness` waits at its end until every event has been sent, also those for servers that
     tests have ended meanwhile: an hour at times.
@@ -24,7 +24,8 @@ def running(folder: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/api"
     command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = start([sys.executable, *command], folder / "server.log", PREFECT_HOME=str(folder / "server"))
+    own = {"PREFECT_HOME": str(folder / "server"), "PREFECT_SERVER_UI_API_URL": url}
+    process = start([sys.executable, *command], folder / "server.log", **own, **environment)
     try:
         deadline = time.monotonic() + _PATIENCE_S
         while not _answers(url):

@@ -6,14 +6,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tasks import report
 from tests.fakes.samples import table
+from tests.tasks.report.browsing import PHONE, WIDE, least_contrast, watched
 from tests.tasks.report.pages import EACH, full
 
 Scheme = Literal["light", "dark"]
-WIDE, PHONE = 1280, 390
 ROWS = table(70, px=32)
 
 
@@ -39,17 +39,6 @@ def tab(browser: Browser) -> Iterator[Page]:
 @pytest.fixture
 def opened(tab: Page, file: Path) -> Iterator[Opened]:
     """Opens the page anew; whatever is done with it must cause no error and ask for nothing from elsewhere."""
-    wrong, asked = list[str](), list[str]()
-
-    def said(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            wrong.append(message.text)
-
-    def failed(error: Error) -> None:
-        wrong.append(str(error))
-
-    def requested(request: Request) -> None:
-        asked.append(request.url)
 
     def open_page(width: int = WIDE, scheme: Scheme = "light") -> Page:
         tab.set_viewport_size({"width": width, "height": 844})
@@ -57,16 +46,8 @@ def opened(tab: Page, file: Path) -> Iterator[Opened]:
         tab.goto(file.as_uri())
         return tab
 
-    tab.on("console", said)
-    tab.on("pageerror", failed)
-    tab.on("request", requested)
-    yield open_page
-    tab.remove_listener("console", said)
-    tab.remove_listener("pageerror", failed)
-    tab.remove_listener("request", requested)
-    assert wrong == []
-    assert asked, "the test looked at no page"
-    assert [url[:60] for url in asked if not url.startswith(("data:", "file:"))] == []
+    with watched(tab):
+        yield open_page
 
 
 def _shown(page: Page, where: str, key: str = "id") -> list[str]:
@@ -82,7 +63,7 @@ def test_the_page_fits_and_can_be_read(opened: Opened, width: int, scheme: Schem
     page = opened(width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    least, where = page.evaluate(CONTRAST)
+    least, where = least_contrast(page)
     assert least >= 4.5, f"WCAG 2 asks for 4.5 : 1 between text and what is behind it: {where}"
     small = page.eval_on_selector_all(
         "button, select, summary, nav a, .masks label",
@@ -242,21 +223,3 @@ def test_every_control_has_a_name_and_every_id_is_one_element(opened: Opened) ->
     assert nameless == []
     missing = page.eval_on_selector_all("nav a", "all => all.filter(a => !document.querySelector(a.hash)).length")
     assert missing == 0
-
-
-CONTRAST = """() => {
-  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
-  const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const light = rgb => [0.2126, 0.7152, 0.0722].reduce((sum, part, i) => sum + part * linear(rgb[i] / 255), 0);
-  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
-    if (c.length === 3 || c[3] === 1) return c; } return [255, 255, 255]; };
-  let least = [99, ""];
-  for (const e of document.querySelectorAll("main *")) {
-    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.offsetParent || e.closest("svg")) continue;
-    const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < least[0]) least = [ratio, `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`];
-  }
-  return least;
-}"""
