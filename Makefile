@@ -16,10 +16,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/sonoforge build flows/recipes/demo.yaml
 
-# Two workers: the suite is made for two cores, and its servers are shared between them. Files as they come, not those
-# with many tests first: flows, whose few tests take longest, are not left for the end.
+# Three workers for two cores: a third of the time tests wait for servers and other processes. Files as they come, not
+# those with many tests first: flows, whose few tests take longest, are not left for the end.
 test: setup
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 30
 
 check: setup
 	$(BIN)/ruff format --check .

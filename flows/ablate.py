@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 from prefect import flow
 from pydantic import Field
 
+from flows import temporary
 from flows.build_dataset import make, relied_on
 from flows.recipe import Recipe, override, parse
 from storage.records import Record, Ref
@@ -45,6 +46,7 @@ def ablate(
 
     What variants have in common is made once.
     """
+    temporary.tie()
     opened = open_store(store)
     opened.probe()
     with relied_on(opened, f"ablate {recipe.name}"):

@@ -7,6 +7,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows import temporary
 from flows.build_dataset import facts_of, make, relied_on
 from flows.recipe import Recipe
 from storage.records import Record, Ref
@@ -43,6 +44,7 @@ def memorisation(
 
     Nothing is published. Everything finished is reused, so a killed experiment goes on.
     """
+    temporary.tie()
     opened = open_store(store)
     opened.probe()
     labels = _labels(recipe)

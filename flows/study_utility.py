@@ -7,7 +7,7 @@ from prefect import Task, flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import pins
+from flows import pins, temporary
 from flows.build_dataset import Made, facts_of, folders_of, make, relied_on
 from flows.recipe import Recipe
 from storage.records import Record, Ref
@@ -52,6 +52,7 @@ def study_utility(
     Everything finished is reused, so a killed study goes on. A fold whose set misses its gate is not published, and
     studied all the same.
     """
+    temporary.tie()
     pins.check(recipe, studied=True)
     opened = open_store(store)
     opened.probe()

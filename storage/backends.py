@@ -7,6 +7,7 @@ passing faults; then they raise the operating system's or the library's own erro
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -184,6 +185,11 @@ class RemoteFolder:
         """Upload; the size of what arrived is compared."""
         self._persist(lambda: self.fs.put_file(str(path), self._path(key)))
         arrived, expected = self.size(key), path.stat().st_size
+        for wait_s in (0.05, 0.5):
+            if arrived == expected:
+                return
+            time.sleep(wait_s)  # another publisher of the same content may have just begun to write it
+            arrived = self.size(key)
         if arrived != expected:
             raise CorruptFileError(f"{self.locate(key)} arrived with {arrived} of {expected} bytes: run it again")
 

@@ -239,8 +239,9 @@ def test_the_catalogues_server_shows_pages_and_hides_the_rest(tmp_path: Path) ->
     (tmp_path / "nginx.conf").write_text(
         f"daemon off; pid {tmp_path}/pid; events {{}} http {{ access_log off; {temporary(tmp_path)} {site} }}"
     )
-    for path in (tmp_path, *tmp_path.parents[:2]):  # for nginx's own user
-        path.chmod(path.stat().st_mode | 0o011)
+    for path in (tmp_path, *tmp_path.parents):  # for nginx's own user
+        if not path.stat().st_mode & 0o001:
+            path.chmod(path.stat().st_mode | 0o011)
     address = f"http://127.0.0.1:{port}"
     server = start(
         [nginx, "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", "nginx.conf"], tmp_path / "log"

@@ -48,3 +48,12 @@ def built(
     """The store and the result of an undisturbed build of `tiny`."""
     store = tmp_path_factory.mktemp("store")
     return store, build_dataset(recipe=parse(tiny), store=str(store))
+
+
+@pytest.fixture
+def ray_without_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters of tests ask for no token, which Ray would keep in the home folder.
+
+    All of a process or none: Ray's client remembers what the first cluster asked for.
+    """
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -128,11 +128,11 @@ def test_asking_for_more_makes_only_more(copied: Path, tiny: dict[str, Any]) -> 
     assert result.reused["synthesize"] == SHARDS
 
 
+@pytest.mark.usefixtures("ray_without_token")
 @pytest.mark.parametrize(
     "runner",
     [
         {"workers": 3, "kind": "threads"},
-        pytest.param({"workers": 2, "kind": "processes"}, marks=pytest.mark.slow),
         pytest.param({"workers": 2, "kind": "ray"}, marks=pytest.mark.slow),
     ],
 )
@@ -278,7 +278,6 @@ def test_a_set_of_which_nothing_is_kept_is_refused_with_its_report(copied: Path,
 @pytest.mark.parametrize(
     ("finished", "runner"),
     [
-        ("train-adapter", {}),
         ("synthesize", {"workers": 2, "kind": "processes"}),
         ("curate", {}),
     ],

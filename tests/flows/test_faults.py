@@ -250,7 +250,7 @@ def test_a_cancelled_run_stops_within_a_batch_and_a_retry_goes_on(
             before = moments(begun)
             retry = f"prefect flow-run retry {made.id}"
             assert retry in page(client, made)
-            assert "slow stopped in step synthesize, shard 2 of 4" in page(client, made)
+            assert re.search(r"slow stopped in step synthesize, shard \d of 4", page(client, made))
 
             subprocess.run(
                 [sys.executable, "-m", *retry.split()], check=True, env=os.environ | {"PREFECT_API_URL": url}

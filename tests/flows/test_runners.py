@@ -47,7 +47,7 @@ def mark_loads_and_shards(folder: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("prefect_server", "ray_without_token")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets and log files of Ray
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_ray_worker_costs_its_shard_alone_and_a_worker_loads_the_model_once(
@@ -57,7 +57,6 @@ def test_a_killed_ray_worker_costs_its_shard_alone_and_a_worker_loads_the_model_
     work = make_work(tmp_path, SHARDS, steps=40)
     marks = tmp_path / "marks"
     marks.mkdir()
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a cluster of this test alone: no token in the home folder
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     hook = {"worker_process_setup_hook": lambda: mark_loads_and_shards(str(marks))}
@@ -92,7 +91,8 @@ def test_a_killed_ray_worker_costs_its_shard_alone_and_a_worker_loads_the_model_
     assert begun[lines[killed[0]][-1]] == 2
 
 
-def test_gpus_that_are_nowhere_are_told_before_anything_waits_for_them(prefect_server: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("prefect_server", "ray_without_token")
+def test_gpus_that_are_nowhere_are_told_before_anything_waits_for_them(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     assert not ray.is_initialized()
     with pytest.raises(ValueError, match=r"runner\.gpus asks for 1 GPUs"):

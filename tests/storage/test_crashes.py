@@ -22,7 +22,7 @@ from tests.fakes.samples import table
 from tests.storage.forged import write
 from tests.storage.racers import environment, publish_one, server
 
-KILLS = 100  # on each backend
+KILLS = 60  # on each backend
 SEED = 3
 
 
