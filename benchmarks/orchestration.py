@@ -30,7 +30,20 @@ ALLOWED_S = 15.0
 HELP_S = 0.3
 _HELP_RUNS = 9
 _PLAIN = "plain"
-_QUICK = ("source.count=120", "lora.steps=20", "plan.samples=16", "plan.shard=8", "audit=null", "gate={}", "curate=[]")
+_QUICK = (
+    "source.count=80",
+    "lora.steps=4",
+    "lora.warmup=1",
+    "judges.classifier.steps=10",
+    "judges.segmenter.steps=10",
+    "judges.detector.steps=10",
+    "judges.critic=null",
+    "plan.samples=4",
+    "plan.shard=2",
+    "audit=null",
+    "gate={}",
+    "curate=[]",
+)
 
 
 def measure(quick: bool, turns: int) -> list[Ratio]:
