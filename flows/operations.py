@@ -20,6 +20,7 @@ from storage.verifying import verify
 from storage.versions import open_manifest
 from tasks.announce import announce_source, announce_verified
 from tasks.connect import open_store
+from tasks.export import GateError
 from tasks.ingest import ingest
 from tasks.quality.gate import GateParams
 from tasks.quality.quotas import Quotas
@@ -42,10 +43,13 @@ class BrokenVersionsError(ValueError):
 
 
 class Sensed(Record):
-    """What a look at the source found: `version` holds it, either since before or by `build`."""
+    """What a look at the source found: `version` holds it, either since before or by `build`.
+
+    None: the gate has refused to publish these scans by this recipe, and would again.
+    """
 
     why: str
-    version: str
+    version: str | None
     build: BuildResult | None = None
 
 
@@ -54,19 +58,33 @@ def build_when_changed(recipe: RecipeField, store: StoreField, limit: LimitField
     """Build the dataset if its scans or its recipe are others than those of every version; else end in seconds.
 
     Names and bytes of all source files are compared, by digest, not their dates. A version that was retracted counts:
-    it is not built again from the same.
+    it is not built again from the same. Nor is a set that missed its gate: the run that found it failed, those after it
+    do not. `build-dataset` builds whatever was before.
+
+    Raises:
+        GateError: the set misses its gate, for the first time.
     """
     opened = open_store(store)
-    same = _made_of(opened, recipe, _ingested(store, recipe))
+    scans = _ingested(store, recipe)
+    same = _made_of(opened, recipe, scans)
     if same is not None:
         version = f"{same.dataset}@{same.version}"
         why = f"nothing new: {version} was made of these scans by this recipe"
         announce_source(recipe.name, why)
         return Sensed(why=why, version=version)
+    refusal = _refusal(opened, recipe, scans)
+    if refusal is not None:
+        why = f"nothing new: of these scans by this recipe, {refusal}"
+        announce_source(recipe.name, why)
+        return Sensed(why=why, version=None)
     top = manifests.top(opened, recipe.name)
     why = f"scans or recipe are not those of {recipe.name}@{top}, or of one before" if top else "no version yet"
     announce_source(recipe.name, why)
-    built = _built(recipe, store, limit)
+    try:
+        built = _built(recipe, store, limit)
+    except GateError as error:
+        opened.put(_refusal_key(recipe, _ingested(store, recipe)), str(error).encode())
+        raise
     return Sensed(why=why, version=f"{built.dataset}@{built.version}", build=built)
 
 
@@ -89,6 +107,19 @@ def _made_of(store: Store, recipe: Recipe, scans: Ref | None) -> Manifest | None
         if step in manifest.inputs and manifest.provenance.get("recipe_digest") == digest:
             return manifest
     return None
+
+
+def _refusal(store: Store, recipe: Recipe, scans: Ref | None) -> str | None:
+    """Why the gate refused what these scans give by this recipe, None where it did not."""
+    try:
+        return store.read(_refusal_key(recipe, scans)).decode()
+    except FileNotFoundError:
+        return None
+
+
+def _refusal_key(recipe: Recipe, scans: Ref | None) -> str:
+    seen = [] if scans is None else [scans.sha256]
+    return keys.step_file("sense", keys.step_key("sense", 1, {"recipe": recipe.digest()}, seen), "refusal.txt")
 
 
 def _built(recipe: Recipe, store: str, limit: str | None) -> BuildResult:

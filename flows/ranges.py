@@ -151,8 +151,8 @@ def find_deployment(client: SyncPrefectClient, pool: str) -> UUID:
         client.read_work_pool(pool)
     except ObjectNotFound as error:
         raise ValueError(
-            f"runner.pool {pool!r}: {client.api_url} has no such work pool: prefect work-pool create {pool} "
-            "--type process"
+            f"runner.pool {pool!r}: {client.api_url} has no such work pool. sonoforge deploy makes the pool "
+            f"shards; for another: prefect work-pool create {pool} --type process"
         ) from error
     found = client.read_deployments(
         flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW])),

@@ -27,6 +27,8 @@ from storage.errors import VersionNotFoundError
 from storage.retractions import retract
 from storage.store import Store
 from storage.versions import open_manifest, publish
+from tasks.export import GateError
+from tasks.quality.gate import GateParams
 from tasks.quality.thresholds import Threshold
 from tests.fakes.base import make_base
 from tests.storage import published
@@ -125,6 +127,26 @@ def test_a_changed_recipe_or_source_is_seen(recipe: Recipe, copied: str, monkeyp
     assert tagged == [{"sonoforge"}] * 2
     with pytest.raises(ValueError, match="holds nothing that was made of the scans of tiny"):
         recurate(recipe=recipe.model_copy(update={"source": more}), store=copied)
+
+
+def test_a_missed_gate_fails_the_sensor_once(recipe: Recipe, copied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = recipe.model_copy(update={"gate": GateParams(min_kept=9)})
+    with pytest.raises(GateError, match="tiny is not published: the set misses its gate"):
+        build_when_changed(recipe=strict, store=copied)
+
+    def build(recipe: Recipe, store: str, limit: str | None) -> None:
+        raise AssertionError("built again what the gate has refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.operations.build_dataset", build)
+        again = build_when_changed(recipe=strict, store=copied)
+    assert (again.version, again.build) == (None, None)
+    assert again.why.startswith("nothing new: of these scans by this recipe, tiny is not published: the set misses")
+    assert again.why in page("tiny-source")
+    assert "report: " in again.why
+
+    lenient = strict.model_copy(update={"gate": GateParams(min_kept=1)})
+    assert build_when_changed(recipe=lenient, store=copied).version == "tiny@1"  # the recipe of before, not the refusal
 
 
 @pytest.fixture
