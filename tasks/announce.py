@@ -90,7 +90,7 @@ def announce_scores(dataset: str, scores: Sequence[SetScore]) -> None:
             "real vs real 95 %": _interval(score.floor_low, score.floor_high),
             "× its floor": None if score.over_floor is None else round(score.over_floor, 2),
             "p": None if score.p is None else float(f"{score.p:.2g}"),
-            "damaged on purpose": score.control,
+            "damaged on purpose": None if score.control is None else round(score.control, 4),
             "N real": score.n_real,
             "N synthetic": score.n_synthetic,
             "extractor": score.extractor,

@@ -5,6 +5,7 @@ its time: a server or a disk that does not answer holds up none of the others.
 """
 
 import contextvars
+import getpass
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -55,7 +56,10 @@ class _Part:
                 self._found.append(finding)
         except Exception as error:  # noqa: BLE001 - what one part trips over must not hide what the others found
             said = f"the check itself failed: {type(error).__name__}: {error}"
-            advice = "SONOFORGE_TRACEBACK=1 tells no more here: please report it with this line"
+            advice = "please report it with this line"
+            if isinstance(error, PermissionError):
+                said = f"{getpass.getuser()} may not use {error.filename}"
+                advice = "run this as its owner, or give it to who runs this; PREFECT_HOME names Prefect's folder"
             self._found.append(Finding(check=self._name, level="failure", found=said, advice=advice))
 
     def findings(self) -> list[Finding]:

@@ -539,6 +539,21 @@ def test_a_store_without_permission_to_write(local: Setup, tmp_path: Path) -> No
     assert "Check the permissions" in visit.of("store: write")["found"]
 
 
+def test_a_prefect_home_of_somebody_else(local: Setup, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0)
+    # Root may do everything unless it cannot; anybody else is kept out by the mode.
+    kept_out = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    asked = ["-m", "flows", "doctor", "--json", "--store", str(local.store), "--recipe", str(local.recipe)]
+    environment = os.environ | {"PREFECT_HOME": str(home)}
+    done = subprocess.run([*kept_out, sys.executable, *asked], env=environment, stdout=subprocess.PIPE, check=False)
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    for check in ("recipe", "server"):
+        assert found[check]["found"].endswith(f"may not use {home}/profiles.toml")
+        assert found[check]["advice"].endswith("PREFECT_HOME names Prefect's folder")
+    assert done.returncode == 1
+
+
 def copied(setup: Setup, folder: Path) -> tuple[Path, Path]:
     """The recipe and its base, to be damaged: a lock that holds, for a base that can be changed."""
     base = shutil.copytree(setup.recipe.parent / "base", folder / "base")
