@@ -18,8 +18,9 @@ from flows.runners import fan_out
 from storage import keys, leases, manifests
 from storage.records import Ref
 from storage.store import Store
+from storage.versions import open_manifest
 from tasks import plan, stop, synthesis
-from tasks.announce import announce_version
+from tasks.announce import announce_version, is_untold
 from tasks.audit import audit_membership
 from tasks.catalogue import rebuild
 from tasks.connect import open_store
@@ -119,11 +120,11 @@ def _build(recipe: Recipe, store: str, done: list[Done]) -> BuildResult:
 
 
 def _announce(opened: Store, store: str, summary: Summary) -> None:
-    """Tell people and programs of the version, where it is new; nothing here takes it back."""
+    """Tell people and programs of the version, where it is new to them; nothing here takes it back."""
     version = f"{summary.dataset}@{summary.version}"
     tags = (f"version:{summary.version}", f"gate:{summary.gate}")
     watching.rename(f"{version}, up to date" if summary.up_to_date else version, *tags)
-    if summary.up_to_date:
+    if summary.up_to_date and not is_untold(open_manifest(opened, version)):
         return
     announce_version(summary.dataset, summary.version, summary.digest, summary.uri, store, summary)
     try:

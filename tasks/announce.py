@@ -4,13 +4,17 @@ import base64
 import functools
 import os
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import ParamSpec
 
 import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import emit_event
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventOrder, EventResourceFilter
+from prefect.settings import PREFECT_API_URL
 
 from storage.records import Manifest, Outcome, SetScore
 
@@ -21,6 +25,9 @@ PUBLIC_URL = "SONOFORGE_PUBLIC_URL"
 
 PUBLISHED = "sonoforge.version.published"
 """Name of the event of a new version; its resource is `sonoforge.dataset.<name>`."""
+
+KEPT_AFTER, KEPT_FOR = timedelta(minutes=1), timedelta(days=1)
+"""How long a server may take to keep an event, and for how long it surely remembers one."""
 
 
 def _on_page(announce: Callable[Told, None]) -> Callable[Told, None]:
@@ -42,12 +49,12 @@ def _on_page(announce: Callable[Told, None]) -> Callable[Told, None]:
 def announce_version(dataset: str, version: int, digest: str, uri: str, store: str, outcome: Outcome) -> None:
     """Tell Prefect of a version that has just been published, so that automations can start what comes after it.
 
-    Not of one that was there already. `store` is what the flow was given to find its store: who reacts opens the same
-    one. It is no secret: credentials are in the environment or in a block.
+    `store` is what the flow was given to find its store: who reacts opens the same one. It is no secret: credentials
+    are in the environment or in a block.
     """
     emit_event(
         PUBLISHED,
-        resource={"prefect.resource.id": f"sonoforge.dataset.{dataset}", "prefect.resource.name": dataset},
+        resource={"prefect.resource.id": _resource(dataset), "prefect.resource.name": dataset},
         payload={
             "name": dataset,
             "version": version,
@@ -58,6 +65,30 @@ def announce_version(dataset: str, version: int, digest: str, uri: str, store: s
             "scores": {score.name: score.value for score in outcome.scores},
         },
     )
+
+
+def is_untold(manifest: Manifest) -> bool:
+    """Whether the configured server never had the event of a version that was there already.
+
+    Its build was killed after it published. Not known, and so False, of versions of the last minute or older than a
+    day, and where no server is configured or it does not answer.
+    """
+    published = datetime.fromisoformat(manifest.created)
+    if not (_is_run() and PREFECT_API_URL.value() and KEPT_AFTER < datetime.now(UTC) - published < KEPT_FOR):
+        return False
+    about = EventFilter(
+        occurred=EventOccurredFilter.model_validate({"since": published}),
+        event=EventNameFilter(name=[PUBLISHED]),
+        resource=EventResourceFilter(id=[_resource(manifest.dataset)]),
+        order=EventOrder.ASC,  # its own is among the first
+    )
+    try:
+        with get_client(sync_client=True) as client:
+            told = client.read_events(filter=about, limit=50).events
+    except httpx.HTTPError as error:
+        get_run_logger().warning("Prefect's API does not say which versions it was told of: %s", error)
+        return False
+    return all(event.payload.get("digest") != manifest.digest for event in told)
 
 
 @_on_page
@@ -123,6 +154,10 @@ def announce_samples(dataset: str, sheet: bytes, sheet_key: str, report_key: str
     picture = f"{public}/{sheet_key}" if public else f"data:image/png;base64,{base64.b64encode(sheet).decode()}"
     text = f"# {dataset}\n\n![samples]({picture})\n\n{caption}\n\n{link}\n"
     create_markdown_artifact(text, key=f"{_key(dataset)}-report", description=f"Samples and report of {dataset}")
+
+
+def _resource(dataset: str) -> str:
+    return f"sonoforge.dataset.{dataset}"
 
 
 def _is_run() -> bool:

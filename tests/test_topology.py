@@ -290,3 +290,21 @@ def test_prefects_page_of_the_run_shows_it(story: Story, client: SyncPrefectClie
         page.screenshot(path=tmp_path / "samples.png", full_page=True)
         browser.close()
     assert wrong == []
+
+
+def test_the_sensor_builds_what_changed_and_then_nothing(story: Story, client: SyncPrefectClient) -> None:
+    """By its own deployment, on the worker that is left. Last here: it adds a version."""
+    asked = client.read_deployment_by_name("build-dataset/nightly").parameters["recipe"]
+    sensor = client.read_deployment_by_name("build-when-changed/sensor")
+    changed = asked | {"curate": [{"score": "lesion_contrast", "min": 0.06}]}
+    parameters = {**sensor.parameters, "recipe": changed}
+    builds: list[int] = []
+    for _ in range(2):
+        run = client.create_flow_run_from_deployment(sensor.id, parameters=parameters).id
+        until(lambda run=run: run_of(client, run).end_time is not None)
+        assert run_of(client, run).state_type == StateType.COMPLETED
+        builds.append(sum(one.parent_task_run_id is not None for one in runs_of(client, "build-dataset")))
+    assert builds == [1, 1]
+    assert [one.version for one in list_versions(story.store, "tiny")] == [1, 2]
+    assert verify(story.store, open_manifest(story.store, "tiny@2"), deep=True) == []
+    until(lambda: [one.name for one in runs_of(client, "after-publication")].count("tiny@2") == 1)

@@ -28,12 +28,15 @@ from storage.retractions import retract
 from storage.store import Store
 from storage.verifying import verify
 from storage.versions import list_versions, open_manifest
+from tasks import announce
 from tasks.export import GateError
 from tasks.quality import SET_SCORES, extractors
 from tasks.quality.extractors import ExtractorParams
 from tasks.score import origins
 from tests.fakes.base import make_base
 from tests.flows.builds import finish, kill, refs, start
+from tests.flows.waiting import until
+from tests.servers import api
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -100,6 +103,37 @@ def test_a_second_build_is_up_to_date_and_makes_nothing(copied: Path, tiny: dict
     assert (again.version, again.digest) == (1, built[1].digest)
     assert again.reused["synthesize"] == SHARDS
     assert set(again.reused) == set(again.seconds)
+
+
+def test_a_version_whose_build_died_before_it_told_is_told_of_once(
+    copied: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parse(tiny | {"curate": [{"score": "lesion_contrast", "min": 0.055}]})
+    monkeypatch.setattr(announce, "KEPT_AFTER", timedelta(seconds=-1))  # a version of this moment counts too
+
+    def killed(*version: object) -> None:
+        raise KeyboardInterrupt
+
+    def told() -> list[int]:
+        versions = [event["payload"] for event in api.events(announce.PUBLISHED)]
+        return [payload["version"] for payload in versions if payload["digest"] == second.digest]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.build_dataset.announce_version", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset(recipe=recipe, store=str(copied))
+    store = Store(str(copied))
+    second = open_manifest(store, "tiny@2")
+    assert not store.exists(f"{keys.CATALOGUE}/index.html") or b"2 versions" not in store.read("catalogue/index.html")
+
+    assert build_dataset(recipe=recipe, store=str(copied)).up_to_date
+    until(lambda: told() == [2], 60)
+    assert b"2 versions" in store.read("catalogue/index.html")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.build_dataset.announce_version", killed)
+        assert build_dataset(recipe=recipe, store=str(copied)).up_to_date
+    assert not announce.is_untold(second.model_copy(update={"created": (datetime.now(UTC) - timedelta(2)).isoformat()}))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -264,17 +263,11 @@ def test_a_published_version_asks_for_the_flow_after_it(client: SyncPrefectClien
     (run,) = runs_of(client, "published")
     assert run.parameters == {"version": "demo@1", "store": str(folder)}
     assert deploying.TAG in run.tags
-    until(lambda: bool(events("sonoforge.version.published")), 60)  # kept later than acted on
-    (event,) = events("sonoforge.version.published")
+    until(lambda: bool(api.events("sonoforge.version.published")), 60)  # kept later than acted on
+    (event,) = api.events("sonoforge.version.published")
     assert event["resource"]["prefect.resource.id"] == "sonoforge.dataset.demo"
     assert {"name", "version", "digest", "uri", "kept"} <= set(event["payload"])
     assert event["payload"]["scores"] == {"kid": 0.25}
-
-
-def events(name: str) -> list[dict[str, Any]]:
-    """Those of a name that reached the server."""
-    asked = {"filter": {"event": {"name": [name]}}}
-    return httpx.post(f"{PREFECT_API_URL.value()}/events/filter", json=asked).raise_for_status().json()["events"]
 
 
 @pytest.mark.slow
@@ -286,7 +279,7 @@ def test_a_run_whose_process_was_killed_is_marked_crashed_and_one_that_ended_is_
 
     deploying.deploy(zombie_after_s=10)
     with played("hang", folder, folder / "hang.log") as process:
-        until(lambda: len(events("prefect.flow-run.heartbeat")) >= 10, 120)
+        until(lambda: len(api.events("prefect.flow-run.heartbeat")) >= 10, 120)
         assert run("hang").state_type == StateType.RUNNING
         process.kill()
     until(lambda: run("hang").state_type == StateType.CRASHED, 120)

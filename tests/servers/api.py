@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -43,3 +44,9 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/health", timeout=5).is_success
     except httpx.HTTPError:
         return False
+
+
+def events(name: str) -> list[dict[str, Any]]:
+    """Those of a name that reached the configured server, newest first."""
+    asked = {"filter": {"event": {"name": [name]}}}
+    return httpx.post(f"{PREFECT_API_URL.value()}/events/filter", json=asked).raise_for_status().json()["events"]
