@@ -25,7 +25,6 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this run alon
 os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: what others on the machine leave
 
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
 
 from benchmarks.ratios import Ratio, main, paired
 from flows.runners import Runner, fan_out
@@ -72,18 +71,19 @@ def measure(count: int, turns: int) -> list[Ratio]:
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as open_ones:
         folder = Path(scratch)
         calls = prepared(folder / "store", count)
-        open_ones.enter_context(prefect_test_harness(server_startup_timeout=300))
+        url = open_ones.enter_context(pool.running(folder))
         found: dict[str, list[float]] = {way.name: [] for way in WAYS}
         alone: list[float] = []
         for turn in range(turns):
             seconds, expected = timed(folder, calls, ONE, turn)
             alone.append(seconds)
             for way in WAYS:
-                around = serving(folder / f"pool-{turn}") if way.where.kind == "pool" else ExitStack()
+                around = serving(url, folder) if way.where.kind == "pool" else ExitStack()
                 with around:
                     taken, digests = timed(folder, calls, way, turn)
                 assert digests == expected, f"{way.name} made other bytes"
                 found[way.name].append(seconds / taken)
+                print(f"{way.name}: {taken:.0f} s, one worker {seconds:.0f} s", file=sys.stderr, flush=True)
     rate = count * SHARD * turns / sum(alone)
     return [
         paired(f"images/s of {count} shards of {SHARD}, {way.name} / one worker ({rate:.2g})", None, found[way.name])
@@ -118,11 +118,9 @@ def timed(folder: Path, calls: Sequence[dict[str, Any]], way: Way, turn: int) ->
     return time.perf_counter() - start, [done.ref.sha256 for done in ended]
 
 
-def serving(folder: Path) -> ExitStack:
-    """A server and two workers that are ready before the clock runs."""
-    folder.mkdir()
+def serving(url: str, folder: Path) -> ExitStack:
+    """Two workers that are ready before the clock runs."""
     with ExitStack() as stack:
-        url = stack.enter_context(pool.running(folder))
         for name in ("one", "two"):
             stack.callback(pool.die, pool.worker(url, folder, name))
         pool.wait_for_workers(WORKERS)

@@ -14,6 +14,20 @@ from tests.servers.supervisor import Server, free_ports, start, stop
 BUCKET = "sonoforge-tests"
 
 
+# moto looks whether a key is there and then writes it, so that of two creators of one moment both may win.
+_ONE_AT_A_TIME = """
+import threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication as App
+from moto.server import main
+lock, answer = threading.Lock(), App.__call__
+def one_at_a_time(self, environ, start_response):
+    with lock:
+        return answer(self, environ, start_response)
+App.__call__ = one_at_a_time
+main()
+"""
+
+
 def missing() -> list[str]:
     """What has to be installed for it."""
     return [name for name in ("moto", "flask") if importlib.util.find_spec(name) is None]
@@ -24,7 +38,7 @@ def running(folder: Path) -> Iterator[Server]:
     """The server, until the block ends."""
     port = free_ports(1)[0]
     server = Server(f"http://127.0.0.1:{port}", BUCKET, "test", "test-secret")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-c", _ONE_AT_A_TIME, "-H", "127.0.0.1", "-p", str(port)]
     process = start(command, folder / "moto.log")
     try:
         for _ in range(600):
