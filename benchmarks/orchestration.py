@@ -112,17 +112,10 @@ class Deployed:
         from prefect.client.orchestration import get_client
 
         from flows.build_dataset import build_dataset
-        from tests import REPOSITORY
         from tests.servers import pool
 
         with get_client(sync_client=True) as client:
-            client.create_deployment(
-                flow_id=client.create_flow(build_dataset),
-                name="build",
-                entrypoint="flows/build_dataset.py:build_dataset",
-                work_pool_name=pool.POOL,
-                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}],
-            )
+            pool.serve(client, build_dataset, "build", "flows/build_dataset.py:build_dataset")
         self.worker = pool.worker(url, folder, "worker")
         pool.wait_for_workers(1)
 

@@ -36,7 +36,6 @@ from storage.errors import StoreFullError, StoreUnavailableError
 from storage.store import Store
 from storage.versions import list_versions, open_manifest
 from tasks.stop import OutOfTimeError
-from tests import REPOSITORY
 from tests.flows.builds import kill, output, refs, start
 from tests.flows.waiting import until
 from tests.servers import ceph, pool
@@ -229,13 +228,7 @@ def test_a_cancelled_run_stops_within_a_batch_and_a_retry_goes_on(
     slow: dict[str, Any], undisturbed: tuple[Path, str], begun: Path, tmp_path: Path
 ) -> None:
     with pool.running(tmp_path) as url, get_client(sync_client=True) as client:
-        client.create_deployment(
-            flow_id=client.create_flow(build_dataset),
-            name="build",
-            entrypoint="flows/build_dataset.py:build_dataset",
-            work_pool_name=pool.POOL,
-            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}],
-        )
+        pool.serve(client, build_dataset, "build", "flows/build_dataset.py:build_dataset")
         worker = pool.worker(url, tmp_path, "worker")
         try:
             asked = {"recipe": slow, "store": str(begun)}

@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import WorkerStatus
@@ -37,10 +39,15 @@ def deploy(client: SyncPrefectClient) -> None:
     """Make the work pool and put `make_range` on it."""
     template = ProcessWorker.get_default_base_job_template()
     client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    serve(client, ranges.make_range, "ranges", "flows/ranges.py:make_range")
+
+
+def serve(client: SyncPrefectClient, flow: Flow[..., Any], name: str, entrypoint: str) -> None:
+    """Put a flow of this repository on the work pool."""
     client.create_deployment(
-        flow_id=client.create_flow(ranges.make_range),
-        name="ranges",
-        entrypoint="flows/ranges.py:make_range",
+        flow_id=client.create_flow(flow),
+        name=name,
+        entrypoint=entrypoint,
         work_pool_name=POOL,
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}],
     )
